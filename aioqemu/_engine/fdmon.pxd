@@ -1,0 +1,50 @@
+"""FdMon: what a context asks of a backend.  One subclass a module (`fdmon_*`).
+
+A backend watches nodes, waits, and appends what happened to the state's queues.  All
+methods but `wait` run with the GIL held.  Kernel results come back as -errno; nothing
+here aborts and nothing raises, except `start`.
+"""
+
+from libc.stdint cimport int64_t
+
+from aioqemu._engine.types cimport AioHandler
+from aioqemu._engine.types cimport AioState
+from aioqemu._engine.types cimport CqeHandler
+from aioqemu._sys.uring cimport aq_sqe
+
+cdef class FdMon:
+    cdef readonly str name
+    cdef AioState *st         # the context's; outlives the monitor
+    cdef bint waiting         # the home thread is inside wait(), without the GIL
+    # Reports an fd once and watches it again only after its dispatch (io_uring), and
+    # has_work() sees from memory alone whether there is anything to collect.
+    cdef bint one_shot
+
+    # Make what belongs to the running thread; called before the first wait there, and
+    # again when the home thread has changed.  Raises OSError.
+    cdef int start(self) except -1
+    # Watch a new node (node.events).  0 or -errno; then the node is not watched.
+    cdef int add(self, AioHandler *node) noexcept
+    # node.events (or node.masked) has changed.  0 or -errno.
+    cdef int update(self, AioHandler *node) noexcept
+    # Stop watching.  Afterwards the node may still be `pending`; it is freed by
+    # node_reap when the kernel has let go of it.
+    cdef int remove(self, AioHandler *node) noexcept
+    # Get ready to wait; called with the GIL held right before wait().  0 or -errno.
+    cdef int prepare(self) noexcept
+    # Wait for something, at most timeout_ns (-1: for ever, 0: only look).  Without the
+    # GIL when the timeout is not 0.  0 or more, or -errno (-EINTR: a signal).
+    cdef int wait(self, int64_t timeout_ns) noexcept nogil
+    # Append what the last wait found to the queues; the number of nodes and completions.
+    cdef int collect(self) noexcept
+    # Is there something to collect, as far as memory tells?
+    cdef bint has_work(self) noexcept nogil
+    # Pass on to the kernel what has been prepared, without waiting.  0 or -errno.
+    cdef int flush(self) noexcept
+    # An fd that polls readable when something is there, made on first use; -errno.
+    cdef int outer_fd(self, int notifier_fd) noexcept
+    # A request of the caller's own on the ring, or NULL where there is no ring.
+    cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept
+    # Give everything back.  `child`: after a fork, touch nothing that is shared.
+    cdef void close(self, bint child) noexcept
+    cdef dict info(self)

@@ -1,0 +1,366 @@
+"""FdMon over io_uring: fds by one-shot poll requests, and requests of the block layer.
+
+The ring belongs to the home thread: it is made by start() there, and made anew when the
+home thread changes.  A node's poll request is armed again only after its dispatch, which
+gives level-triggered behaviour, and rides along with the next wait: one system call a
+pass.  Requests are told apart by the lowest bit of user_data: 0 a node, 1 a CqeHandler;
+user_data 0 is nobody's.
+
+A node that is removed while the kernel holds its request stays a zombie until the
+completion has come.  A request that was prepared but not yet submitted is turned into a
+no-op instead: its fd may be closed, and its number used by another file, before the next
+submission.
+"""
+
+from cython cimport final
+from libc.stdint cimport int64_t
+from libc.stdint cimport uint32_t
+from libc.stdint cimport uint64_t
+from libc.stdint cimport uintptr_t
+from libc.string cimport memset
+
+from aioqemu._engine.fdmon cimport FdMon
+from aioqemu._engine.lists cimport done_push
+from aioqemu._engine.lists cimport node_reap
+from aioqemu._engine.lists cimport ready_push
+from aioqemu._engine.types cimport AioHandler
+from aioqemu._engine.types cimport CqeHandler
+from aioqemu._sys.libc cimport EAGAIN
+from aioqemu._sys.libc cimport EBADF
+from aioqemu._sys.libc cimport EBUSY
+from aioqemu._sys.libc cimport ECANCELED
+from aioqemu._sys.libc cimport EINVAL
+from aioqemu._sys.libc cimport ENOSYS
+from aioqemu._sys.libc cimport ENOTSUP
+from aioqemu._sys.libc cimport ETIME
+from aioqemu._sys.libc cimport POLLERR
+from aioqemu._sys.libc cimport POLLNVAL
+from aioqemu._sys.libc cimport close
+from aioqemu._sys.uring cimport AQ_FEAT_EXT_ARG
+from aioqemu._sys.uring cimport AQ_FEAT_NODROP
+from aioqemu._sys.uring cimport AQ_OP_ASYNC_CANCEL
+from aioqemu._sys.uring cimport AQ_OP_NOP
+from aioqemu._sys.uring cimport AQ_OP_POLL_ADD
+from aioqemu._sys.uring cimport AQ_OP_POLL_REMOVE
+from aioqemu._sys.uring cimport AQ_OP_READ
+from aioqemu._sys.uring cimport AQ_OP_WRITE
+from aioqemu._sys.uring cimport AQ_REGISTER_EVENTFD
+from aioqemu._sys.uring cimport AQ_SETUP_COOP_TASKRUN
+from aioqemu._sys.uring cimport AQ_SETUP_DEFER_TASKRUN
+from aioqemu._sys.uring cimport AQ_SETUP_NO_SQARRAY
+from aioqemu._sys.uring cimport AQ_SETUP_SINGLE_ISSUER
+from aioqemu._sys.uring cimport AQ_SETUP_SUBMIT_ALL
+from aioqemu._sys.uring cimport AQ_SETUP_TASKRUN_FLAG
+from aioqemu._sys.uring cimport aq_cq_ready
+from aioqemu._sys.uring cimport aq_cqe
+from aioqemu._sys.uring cimport aq_enter
+from aioqemu._sys.uring cimport aq_get_sqe
+from aioqemu._sys.uring cimport aq_has_op
+from aioqemu._sys.uring cimport aq_needs_enter
+from aioqemu._sys.uring cimport aq_peek_cqe
+from aioqemu._sys.uring cimport aq_register
+from aioqemu._sys.uring cimport aq_ring
+from aioqemu._sys.uring cimport aq_ring_exit
+from aioqemu._sys.uring cimport aq_ring_setup
+from aioqemu._sys.uring cimport aq_sq_pending
+from aioqemu._sys.uring cimport aq_sqe
+
+cdef enum:
+    SQ_ENTRIES = 256
+    CQ_ENTRIES = 2048
+    POLL_UPDATE_EVENTS = 1 << 1   # in sqe.len of a POLL_REMOVE
+
+# The strongest set first; a kernel that does not know a flag answers EINVAL.
+cdef uint32_t[4] FLAG_SETS
+FLAG_SETS[0] = (AQ_SETUP_SINGLE_ISSUER | AQ_SETUP_DEFER_TASKRUN | AQ_SETUP_TASKRUN_FLAG
+                | AQ_SETUP_SUBMIT_ALL | AQ_SETUP_NO_SQARRAY)
+FLAG_SETS[1] = (AQ_SETUP_SINGLE_ISSUER | AQ_SETUP_DEFER_TASKRUN | AQ_SETUP_TASKRUN_FLAG
+                | AQ_SETUP_SUBMIT_ALL)
+FLAG_SETS[2] = AQ_SETUP_COOP_TASKRUN | AQ_SETUP_TASKRUN_FLAG | AQ_SETUP_SUBMIT_ALL
+FLAG_SETS[3] = 0
+
+FLAG_NAMES = {
+    AQ_SETUP_SUBMIT_ALL: "SUBMIT_ALL",
+    AQ_SETUP_COOP_TASKRUN: "COOP_TASKRUN",
+    AQ_SETUP_TASKRUN_FLAG: "TASKRUN_FLAG",
+    AQ_SETUP_SINGLE_ISSUER: "SINGLE_ISSUER",
+    AQ_SETUP_DEFER_TASKRUN: "DEFER_TASKRUN",
+    AQ_SETUP_NO_SQARRAY: "NO_SQARRAY",
+}
+
+
+cdef int ring_open(aq_ring *ring) noexcept:
+    cdef int i, err = -ENOSYS
+    for i in range(4):
+        err = aq_ring_setup(ring, SQ_ENTRIES, CQ_ENTRIES, FLAG_SETS[i])
+        if err != -EINVAL:
+            break
+    if err < 0:
+        return err
+    if not (ring.features & AQ_FEAT_EXT_ARG) or not (ring.features & AQ_FEAT_NODROP):
+        aq_ring_exit(ring)
+        return -ENOTSUP
+    return 0
+
+
+def unavailable():
+    """None if a ring can be made that does what is needed, else the OSError why not."""
+    cdef aq_ring ring
+    cdef int op
+    cdef int err = ring_open(&ring)
+    if err < 0:
+        return OSError(-err, "io_uring_setup was refused")
+    try:
+        for op in (AQ_OP_POLL_ADD, AQ_OP_POLL_REMOVE, AQ_OP_ASYNC_CANCEL, AQ_OP_READ,
+                   AQ_OP_WRITE):
+            if not aq_has_op(&ring, op):
+                return OSError(ENOTSUP, f"io_uring lacks operation {op}")
+        # A filter may allow the set-up and refuse the rest.
+        err = aq_enter(&ring, 0, 0)
+        if err < 0:
+            return OSError(-err, "io_uring_enter was refused")
+    finally:
+        aq_ring_exit(&ring)
+    return None
+
+
+@final
+cdef class FdMonUring(FdMon):
+    cdef aq_ring ring
+    cdef int eventfd           # registered with the ring for outer_fd, or -1
+    cdef int dead              # the -errno with which the ring stopped working
+
+    def __cinit__(self):
+        memset(&self.ring, 0, sizeof(self.ring))
+        self.ring.fd = -1
+        self.name = "io_uring"
+        self.one_shot = True
+        self.eventfd = -1
+        self.dead = 0
+
+    def __dealloc__(self):
+        aq_ring_exit(&self.ring)
+
+    cdef int start(self) except -1:
+        cdef int fd, err
+        cdef AioHandler *node
+        if self.ring.fd >= 0:
+            self._drop_ring()
+        err = ring_open(&self.ring)
+        if err < 0:
+            raise OSError(-err, "io_uring_setup was refused")
+        if self.eventfd >= 0:
+            aq_register(&self.ring, AQ_REGISTER_EVENTFD, &self.eventfd, 1)
+        for fd in range(self.st.table_size):
+            node = self.st.table[fd]
+            if node != NULL:
+                self.update(node)
+        return 0
+
+    cdef void _drop_ring(self) noexcept:
+        # Closing the ring cancels what it holds; no completion comes any more.
+        cdef int fd
+        cdef AioHandler *node
+        cdef AioHandler *following
+        aq_ring_exit(&self.ring)
+        for fd in range(self.st.table_size):
+            node = self.st.table[fd]
+            if node != NULL:
+                node.pending = 0
+                node.armed = 0
+        node = self.st.zombies
+        while node != NULL:
+            following = node.next
+            node.pending = 0
+            node_reap(self.st, node)
+            node = following
+
+    cdef aq_sqe *_sqe(self) noexcept:
+        cdef aq_sqe *sqe
+        if self.ring.fd < 0:
+            return NULL
+        sqe = aq_get_sqe(&self.ring)
+        if sqe == NULL and not self.waiting:
+            aq_enter(&self.ring, 0, 0)   # full: pass on what there is
+            sqe = aq_get_sqe(&self.ring)
+        return sqe
+
+    cdef bint _unsubmitted(self, AioHandler *node) noexcept:
+        # Between the kernel's head and our tail, counted backwards from the tail.
+        cdef uint32_t age = self.ring.sq_local - node.sqe_pos
+        return node.pending > 0 and age <= aq_sq_pending(&self.ring)
+
+    cdef aq_sqe *_own_sqe(self, AioHandler *node) noexcept:
+        return &self.ring.sqes[node.sqe_pos & self.ring.sq_mask]
+
+    cdef int add(self, AioHandler *node) noexcept:
+        return self.update(node)
+
+    cdef int update(self, AioHandler *node) noexcept:
+        cdef uint32_t wanted = 0 if node.masked else node.events
+        cdef aq_sqe *sqe
+        if self.ring.fd < 0:
+            return 0            # start() arms everything
+        if node.armed == 0:
+            if wanted == 0 or node.queued or node.pending:
+                return 0        # nothing to watch, or armed again after its dispatch
+            sqe = self._sqe()
+            if sqe == NULL:
+                self.st.rearm_all = True
+                return 0
+            node.sqe_pos = self.ring.sq_local - 1
+            sqe.opcode = AQ_OP_POLL_ADD
+            sqe.fd = node.fd
+            sqe.op_flags = wanted
+            sqe.user_data = <uint64_t><uintptr_t>node
+            node.armed = wanted
+            node.pending += 1
+            return 0
+        if (wanted & ~node.armed) == 0:
+            return 0            # what is not wanted any more is ignored when it comes
+        if self._unsubmitted(node) and not self.waiting:
+            self._own_sqe(node).op_flags = wanted
+            node.armed = wanted
+            return 0
+        sqe = self._sqe()
+        if sqe == NULL:
+            self.st.rearm_all = True
+            return 0
+        # If the request has completed meanwhile this fails with ENOENT, which nobody
+        # hears; the completion then leads to a dispatch and a new request.
+        sqe.opcode = AQ_OP_POLL_REMOVE
+        sqe.fd = -1
+        sqe.addr = <uint64_t><uintptr_t>node
+        sqe.len = POLL_UPDATE_EVENTS
+        sqe.op_flags = wanted
+        node.armed = wanted
+        return 0
+
+    cdef int remove(self, AioHandler *node) noexcept:
+        cdef aq_sqe *sqe
+        if node.pending == 0 or self.ring.fd < 0:
+            node.pending = 0
+            return 0
+        node.armed = 0
+        if self._unsubmitted(node) and not self.waiting:
+            sqe = self._own_sqe(node)
+            memset(sqe, 0, sizeof(sqe[0]))
+            sqe.opcode = AQ_OP_NOP
+            node.pending = 0
+            return 0
+        sqe = self._sqe()
+        if sqe == NULL:
+            # The request stays until its file reports something or the ring goes.
+            return -EBUSY
+        sqe.opcode = AQ_OP_POLL_REMOVE
+        sqe.fd = -1
+        sqe.addr = <uint64_t><uintptr_t>node
+        return 0
+
+    cdef int prepare(self) noexcept:
+        cdef int fd
+        cdef AioHandler *node
+        if self.st.rearm_all:
+            self.st.rearm_all = False
+            for fd in range(self.st.table_size):
+                node = self.st.table[fd]
+                if node != NULL:
+                    self.update(node)
+        return 0
+
+    cdef int wait(self, int64_t timeout_ns) noexcept nogil:
+        cdef int ret
+        if aq_cq_ready(&self.ring):
+            return 0            # what is prepared goes out with the next enter
+        if timeout_ns == 0:
+            if aq_sq_pending(&self.ring) == 0 and not aq_needs_enter(&self.ring):
+                return 0
+            ret = aq_enter(&self.ring, 0, 0)
+        else:
+            ret = aq_enter(&self.ring, 1, timeout_ns)
+        if ret >= 0 or ret == -ETIME or ret == -EBUSY or ret == -EAGAIN:
+            # EBUSY: completions are waiting that did not fit; collecting makes room.
+            return 0
+        return ret
+
+    cdef bint has_work(self) noexcept nogil:
+        return aq_cq_ready(&self.ring) != 0 or aq_needs_enter(&self.ring)
+
+    cdef int collect(self) noexcept:
+        cdef aq_cqe cqe
+        cdef AioHandler *node
+        cdef CqeHandler *handler
+        cdef int n = 0
+        if self.ring.fd < 0:
+            return 0
+        while aq_peek_cqe(&self.ring, &cqe):
+            if cqe.user_data == 0:
+                continue
+            if cqe.user_data & 1:
+                handler = <CqeHandler *><uintptr_t>(cqe.user_data & ~<uint64_t>1)
+                handler.res = cqe.res
+                handler.flags = cqe.flags
+                done_push(self.st, handler)
+                n += 1
+                continue
+            node = <AioHandler *><uintptr_t>cqe.user_data
+            node.pending -= 1
+            node.armed = 0
+            if node.deleted:
+                node_reap(self.st, node)
+            elif cqe.res == -ECANCELED:
+                self.update(node)
+            elif cqe.res < 0:
+                ready_push(self.st, node, POLLNVAL if cqe.res == -EBADF else POLLERR)
+                n += 1
+            elif node.masked:
+                pass            # watched again once io_flush says so
+            else:
+                ready_push(self.st, node, <uint32_t>cqe.res)
+                n += 1
+        return n
+
+    cdef int flush(self) noexcept:
+        if self.ring.fd < 0 or self.waiting or aq_sq_pending(&self.ring) == 0:
+            return 0
+        return aq_enter(&self.ring, 0, 0)
+
+    cdef int outer_fd(self, int notifier_fd) noexcept:
+        # With deferred task work an epoll set that holds the ring fd is never woken; a
+        # registered eventfd is.  The context's notifier serves as that eventfd.
+        cdef int err
+        if self.eventfd < 0:
+            self.eventfd = notifier_fd
+            if self.ring.fd >= 0:
+                err = aq_register(&self.ring, AQ_REGISTER_EVENTFD, &self.eventfd, 1)
+                if err < 0:
+                    self.eventfd = -1
+                    return err
+        return notifier_fd
+
+    cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept:
+        cdef aq_sqe *sqe = self._sqe()
+        if sqe != NULL:
+            sqe.user_data = <uint64_t><uintptr_t>cqe | 1
+        return sqe
+
+    cdef void close(self, bint child) noexcept:
+        if self.ring.fd < 0:
+            return
+        if child:
+            # The maps did not come along (MADV_DONTFORK), and something else may live
+            # at their addresses: close our copy of the fd and forget the rest.
+            close(self.ring.fd)
+            memset(&self.ring, 0, sizeof(self.ring))
+            self.ring.fd = -1
+        else:
+            self._drop_ring()
+
+    cdef dict info(self):
+        cdef list flags = []
+        if self.ring.fd >= 0:
+            for bit, name in FLAG_NAMES.items():
+                if self.ring.setup_flags & <uint32_t>bit:
+                    flags.append(name)
+        return {"setup_flags": flags, "features": self.ring.features,
+                "sq_entries": self.ring.sq_entries}

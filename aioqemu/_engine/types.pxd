@@ -1,0 +1,78 @@
+"""What the engine's modules share: nodes of watched fds, timers, completions.
+
+Structs here are linked by the engine and live inside, or point back to, the Python
+object that owns them (`opaque`).  One reference is taken per membership: whoever
+links takes it, whoever unlinks drops it.
+"""
+
+from libc.stdint cimport int64_t
+from libc.stdint cimport uint32_t
+
+# A callback of the engine.  Home thread, GIL held.  -1 with an exception set only for
+# what must leave the pass (KeyboardInterrupt, SystemExit); ordinary exceptions of user
+# code are reported by the callback itself.
+ctypedef int (*AioCallback)(void *opaque) except -1
+
+cdef enum AioOwner:
+    AIO_OWNER_INTERNAL = 0   # the context's own notifier
+    AIO_OWNER_CONTEXT = 1    # set_fd_handler: context work, served by poll() too
+    AIO_OWNER_LOOP = 2       # add_reader/add_writer: served by the loop's pass only
+    AIO_OWNER_TRANSPORT = 3  # a transport: likewise, and add_reader refuses the fd
+
+cdef struct AioHandler:
+    int fd
+    uint32_t generation      # tells a node from an earlier one of the same fd number
+    int owner                # AioOwner
+    bint deleted             # removed; memory stays until walking and pending are 0
+    bint masked              # io_flush said "nothing outstanding": not watched by poll()
+    bint queued              # linked into a ready queue
+    int walking              # dispatches of this node that are on the stack
+    int pending              # requests of this node that the kernel still holds
+    uint32_t events          # POLL* wanted
+    uint32_t revents         # POLL* reported, not yet dispatched
+    uint32_t armed           # POLL* that the kernel watches; backend's own
+    uint32_t sqe_pos         # io_uring: place of the last request in the ring
+    Py_ssize_t index         # poll: place in the array
+    AioHandler *prev         # in a ready queue, or among the zombies
+    AioHandler *next
+    AioCallback io_read
+    AioCallback io_write
+    AioCallback io_lost      # the fd was closed behind our back (may be NULL)
+    void *opaque             # owner; one reference while not deleted
+
+cdef struct AioQueue:
+    AioHandler *head
+    AioHandler *tail
+
+cdef struct CqeHandler:
+    # A request on the ring that is not a watched fd.  The memory belongs to the request
+    # and stays until cb has run; cb runs from the dispatch phase, never from submit.
+    AioCallback cb
+    void *opaque
+    int res
+    uint32_t flags
+    CqeHandler *next
+
+cdef struct AioState:
+    # Shared by a context and its fd monitor.  Touched with the GIL held.
+    AioHandler **table       # by fd; NULL where nothing is registered
+    int table_size
+    uint32_t generation
+    AioQueue ready_context   # nodes that poll() may dispatch
+    AioQueue ready_loop      # nodes that only the loop's own pass dispatches
+    AioHandler *zombies      # deleted, but the kernel still holds a request
+    CqeHandler *done_head    # completions to dispatch
+    CqeHandler *done_tail
+    bint rearm_all           # a change could not be passed on; walk the table
+
+cdef struct AioTimer:
+    int64_t deadline_ns      # CLOCK_MONOTONIC
+    Py_ssize_t index         # >= 0: place in the heap; TIMER_IDLE; TIMER_DUE
+    AioTimer *prev           # in the list of due timers
+    AioTimer *next
+    AioCallback cb
+    void *opaque             # owner; one reference while armed or due
+
+cdef enum:
+    TIMER_IDLE = -1
+    TIMER_DUE = -2
