@@ -91,7 +91,7 @@ cdef class AioContext:
     cdef int64_t now_ns            # read once a pass, after the wait
     cdef int64_t poll_ns, poll_max_ns, poll_grow, poll_shrink
     cdef object exception_handler
-    cdef object poll_guard         # called by poll() before it does anything; may raise
+    cdef public object poll_guard  # called by poll() before it does anything; may raise
     cdef object reason             # why the backend was chosen
     cdef object __weakref__
 

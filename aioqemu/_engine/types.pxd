@@ -65,13 +65,29 @@ cdef struct AioState:
     CqeHandler *done_tail
     bint rearm_all           # a change could not be passed on; walk the table
 
-cdef struct AioTimer:
-    int64_t deadline_ns      # CLOCK_MONOTONIC
-    Py_ssize_t index         # >= 0: place in the heap; TIMER_IDLE; TIMER_DUE
-    AioTimer *prev           # in the list of due timers
-    AioTimer *next
-    AioCallback cb
-    void *opaque             # owner; one reference while armed or due
+cdef extern from *:
+    """
+    #ifndef AIOQEMU_TIMER
+    #define AIOQEMU_TIMER
+    #include <stdint.h>
+    /* In C, because handles embed it in a layout that C lays down (shims.pxd). */
+    typedef struct AioTimer {
+        int64_t deadline_ns;      /* CLOCK_MONOTONIC */
+        Py_ssize_t index;         /* >= 0: place in the heap; TIMER_IDLE; TIMER_DUE */
+        struct AioTimer *prev;    /* in the list of due timers */
+        struct AioTimer *next;
+        int (*cb)(void *);
+        void *opaque;             /* owner; one reference while armed or due */
+    } AioTimer;
+    #endif
+    """
+    ctypedef struct AioTimer:
+        int64_t deadline_ns
+        Py_ssize_t index
+        AioTimer *prev
+        AioTimer *next
+        AioCallback cb
+        void *opaque
 
 cdef enum:
     TIMER_IDLE = -1

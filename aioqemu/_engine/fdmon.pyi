@@ -1,0 +1,3 @@
+class FdMon:
+    @property
+    def name(self) -> str: ...

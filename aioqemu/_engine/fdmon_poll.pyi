@@ -1,0 +1,6 @@
+from typing import final
+
+from aioqemu._engine.fdmon import FdMon
+
+@final
+class FdMonPoll(FdMon): ...

@@ -1,0 +1,707 @@
+"""LoopCore: the pass of the loop, and the callbacks, timers and fds that it serves.
+
+Knows neither sockets nor protocols; what it owes asyncio beyond callbacks is in the
+mixins around it (plain Python).  Invariant: the ready queue is strictly FIFO, a handle
+is in it once, and what is taken off it is off before its callback runs.
+
+One pass: wait (or not, if callbacks are ready), then the engine's work (completions,
+bottom halves, ready fds, due timers, which queue their handles), then the callbacks that
+are in the queue at that moment.  Output that a callback wrote is sent when it returns.
+"""
+
+import asyncio
+import sys
+
+from cpython.mem cimport PyMem_RawFree
+from cpython.mem cimport PyMem_RawMalloc
+from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_XDECREF
+from libc.math cimport ceil
+from libc.math cimport isnan
+from libc.stdint cimport int64_t
+from libc.stdint cimport uint32_t
+
+from aioqemu._engine.context cimport AioContext
+from aioqemu._engine.timers cimport TimerHeap
+from aioqemu._engine.types cimport AIO_OWNER_LOOP
+from aioqemu._engine.types cimport AioHandler
+from aioqemu._loop.handles cimport HANDLE_CANCELLED
+from aioqemu._loop.handles cimport HANDLE_QUEUED
+from aioqemu._loop.handles cimport Handle
+from aioqemu._loop.handles cimport TimerHandle
+from aioqemu._loop.handles cimport handle_call
+from aioqemu._loop.handles cimport new_handle
+from aioqemu._loop.handles cimport new_timer_handle
+from aioqemu._loop.layouts cimport AqHandleObject
+from aioqemu._loop.layouts cimport AqTimerObject
+from aioqemu._sys.atomic cimport aq_load
+from aioqemu._sys.libc cimport POLLIN
+from aioqemu._sys.libc cimport POLLOUT
+from aioqemu._sys.libc cimport aq_now_ns
+
+from aioqemu._loop.private import (
+    extract_stack,
+    format_callback_source,
+    iscoroutinefunction,
+    logger,
+)
+
+cdef enum:
+    LOOK_PASSES = 64          # fds are looked at after so many passes without a wait
+    LOOK_NS = 50000           # or so long after the last look, whichever is first
+
+cdef object _unset = object()
+cdef object _Future = asyncio.Future
+cdef int64_t NEVER_NS = 0x7fffffffffffffff
+
+
+cdef int _raise_current() except -1:
+    return -1       # the exception is set already
+
+
+cdef int _timer_due(void *opaque) except -1:
+    # An asyncio timer only queues its handle: callbacks run in the order of the queue.
+    cdef AqHandleObject *h = <AqHandleObject *>opaque
+    cdef LoopCore loop = <LoopCore>h.loop
+    loop.append(<PyObject *>opaque)
+    return 0
+
+
+cdef int64_t _deadline_ns(double when) noexcept:
+    """The first ns at which `time()` is not before `when`."""
+    cdef int64_t ns
+    if isnan(when):
+        return 0
+    when = when * 1e9
+    if when >= 9.2e18:
+        return NEVER_NS
+    if when <= -9.2e18:
+        return -NEVER_NS
+    ns = <int64_t>ceil(when)
+    return ns
+
+
+cdef int _fd_number(object fileobj) except -1:
+    """The fd of an int or of an object with fileno(), as selectors has it."""
+    cdef int fd
+    if isinstance(fileobj, int):
+        number = fileobj
+    else:
+        try:
+            number = int(fileobj.fileno())
+        except (AttributeError, TypeError, ValueError):
+            raise ValueError(f"Invalid file object: {fileobj!r}") from None
+    if number < 0:
+        raise ValueError(f"Invalid file descriptor: {number}")
+    return number
+
+
+cdef class FdWatch:
+    def __init__(self):
+        raise TypeError("use add_reader()")
+
+
+cdef int _watch_call(FdWatch watch, object handle) except -1:
+    cdef LoopCore loop = watch.loop
+    cdef AqHandleObject *h = <AqHandleObject *><PyObject *>handle
+    if h.flags & HANDLE_CANCELLED:
+        return 0
+    loop.callbacks += 1
+    if loop.debug:
+        loop._run_debug(<PyObject *>handle)
+    elif handle_call(h) < 0:
+        loop.handle_failed(handle)
+    if loop.flush_head != NULL:
+        loop.flush_all()
+    return 0
+
+
+cdef int _watch_read(void *opaque) except -1:
+    cdef FdWatch watch = <FdWatch>opaque
+    handle = watch.reader
+    if handle is not None:
+        _watch_call(watch, handle)
+    return 0
+
+
+cdef int _watch_write(void *opaque) except -1:
+    cdef FdWatch watch = <FdWatch>opaque
+    handle = watch.writer
+    if handle is not None:
+        _watch_call(watch, handle)
+    return 0
+
+
+cdef int _watch_lost(void *opaque) except -1:
+    cdef FdWatch watch = <FdWatch>opaque
+    watch.node = NULL
+    reader = watch.reader
+    writer = watch.writer
+    watch.reader = watch.writer = None
+    if reader is not None:
+        reader.cancel()
+    if writer is not None:
+        writer.cancel()
+    return 0
+
+
+cdef class LoopCore:
+    def __cinit__(self, *args, **kwargs):
+        self.ready_head = self.ready_tail = NULL
+        self.flush_head = self.flush_tail = NULL
+        self.scratch_buffer = NULL
+        self.closed = True          # until _init_core
+        self.slow_callback_duration = 0.1
+        self.transports = {}
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.scratch_buffer)
+        self._drop_ready()
+
+    cdef int _drop_ready(self) noexcept:
+        cdef PyObject *op
+        while self.ready_head != NULL:
+            op = self.ready_head
+            self.ready_head = (<AqHandleObject *>op).next
+            (<AqHandleObject *>op).next = NULL
+            (<AqHandleObject *>op).flags &= ~<uint32_t>HANDLE_QUEUED
+            Py_XDECREF(op)
+        self.ready_tail = NULL
+        self._n_ready = 0
+        return 0
+
+    def _init_core(self, AioContext context not None):
+        """Take a context; the loop owns it from now on."""
+        self.context = context
+        context.exception_handler = self._context_exception
+        context.poll_guard = self._poll_guard
+        self.closed = False
+
+    def _close_core(self):
+        """Forget what is queued and close the context."""
+        self.closed = True
+        self._drop_ready()
+        while self.flush_head != NULL:
+            self.flush_cancel(self.flush_head)
+        if self.context is not None:
+            self.context.close()
+            # Bound methods of ours: cycles that would keep the loop alive.
+            self.context.exception_handler = None
+            self.context.poll_guard = None
+
+    def _context_exception(self, context):
+        self.call_exception_handler(context)
+
+    def _poll_guard(self):
+        if self.thread != 0 and asyncio.current_task(self) is not None:
+            raise RuntimeError(
+                "AioContext.poll() cannot be called from inside a task of its loop; "
+                "use 'await ctx.flushed()'")
+
+    # -- state --------------------------------------------------------------------------
+
+    cdef int _check_closed_(self) except -1:
+        if self.closed:
+            raise RuntimeError("Event loop is closed")
+        return 0
+
+    def _check_closed(self):
+        self._check_closed_()
+
+    def _check_thread(self):
+        if self.thread != 0 and self.thread != PyThread_get_thread_ident():
+            raise RuntimeError(
+                "Non-thread-safe operation invoked on an event loop other "
+                "than the current one")
+
+    cdef int _check_debug(self, object callback, str method) except -1:
+        self._check_thread()
+        self._check_callback(callback, method)
+        return 0
+
+    def _check_callback(self, callback, method):
+        if asyncio.iscoroutine(callback) or iscoroutinefunction(callback):
+            raise TypeError(f"coroutines cannot be used with {method}()")
+        if not callable(callback):
+            raise TypeError(
+                f"a callable object was expected by {method}(), got {callback!r}")
+
+    @property
+    def _thread_id(self):
+        return self.thread if self.thread != 0 else None
+
+    @property
+    def _debug(self):
+        return bool(self.debug)
+
+    @property
+    def _closed(self):
+        return bool(self.closed)
+
+    @property
+    def _stopping(self):
+        return bool(self.stopping)
+
+    @property
+    def _clock_resolution(self):
+        return 1e-09
+
+    def get_debug(self):
+        """Whether the loop is in debug mode."""
+        return bool(self.debug)
+
+    def set_debug(self, enabled):
+        """Switch debug mode: slow callbacks, foreign threads and wrong callbacks show."""
+        self.debug = bool(enabled)
+
+    def is_running(self):
+        """Whether the loop is running."""
+        return self.thread != 0
+
+    def is_closed(self):
+        """Whether the loop was closed."""
+        return bool(self.closed)
+
+    def stop(self):
+        """Stop the loop after the running pass."""
+        self.stopping = True
+
+    def time(self):
+        """The loop's clock: CLOCK_MONOTONIC, in seconds."""
+        return aq_now_ns() * 1e-9
+
+    def create_future(self):
+        """Make a future of this loop."""
+        return _Future(loop=self)
+
+    def stats(self):
+        """Counters of the loop and its context since creation, as a dict."""
+        result = self.context.stats()
+        result["passes"] = self.passes
+        result["context_polls"] = self.context.counts.passes
+        result["callbacks"] = self.callbacks
+        result["ready"] = self._n_ready
+        return result
+
+    @property
+    def fdmon(self):
+        """The name of the backend: "poll", "epoll" or "io_uring"."""
+        return self.context.fdmon
+
+    # -- callbacks ----------------------------------------------------------------------
+
+    cdef int append(self, PyObject *handle) except -1:
+        cdef AqHandleObject *h = <AqHandleObject *>handle
+        if h.flags & HANDLE_QUEUED:
+            return 0
+        h.flags |= HANDLE_QUEUED
+        Py_INCREF(<object>handle)
+        h.next = NULL
+        if self.ready_tail == NULL:
+            self.ready_head = handle
+        else:
+            (<AqHandleObject *>self.ready_tail).next = handle
+        self.ready_tail = handle
+        self._n_ready += 1
+        return 0
+
+    cdef int soon(self, object callback, PyObject *a, PyObject *b, object context) except -1:
+        cdef Handle handle = new_handle(self, callback, a, b, NULL, None, context)
+        self.append(<PyObject *>handle)
+        return 0
+
+    def call_soon(self, callback, a=_unset, b=_unset, c=_unset, /, *args, context=None):
+        """Call `callback(*args)` in the next pass, in order (`loop.call_soon`)."""
+        cdef Handle handle
+        self._check_closed_()
+        if self.debug:
+            self._check_debug(callback, "call_soon")
+        if args:
+            args = (a, b, c, *args)
+            handle = new_handle(self, callback, NULL, NULL, NULL, args, context)
+        else:
+            handle = new_handle(
+                self, callback,
+                NULL if a is _unset else <PyObject *>a,
+                NULL if b is _unset else <PyObject *>b,
+                NULL if c is _unset else <PyObject *>c,
+                None, context)
+        if self.debug:
+            handle._source_traceback = extract_stack(sys._getframe())
+        self.append(<PyObject *>handle)
+        return handle
+
+    def call_soon_threadsafe(self, callback, a=_unset, b=_unset, c=_unset, /, *args,
+                             context=None):
+        """`call_soon` from any thread or signal handler.
+
+        Costs a system call only if the loop sleeps.
+        """
+        cdef Handle handle
+        self._check_closed_()
+        if self.debug:
+            self._check_callback(callback, "call_soon_threadsafe")
+        if args:
+            args = (a, b, c, *args)
+            handle = new_handle(self, callback, NULL, NULL, NULL, args, context)
+        else:
+            handle = new_handle(
+                self, callback,
+                NULL if a is _unset else <PyObject *>a,
+                NULL if b is _unset else <PyObject *>b,
+                NULL if c is _unset else <PyObject *>c,
+                None, context)
+        if self.debug:
+            handle._source_traceback = extract_stack(sys._getframe())
+        # The GIL makes the append atomic, and the loop looks at its queue with the GIL
+        # held before it announces that it may sleep; only after that must it be woken.
+        self.append(<PyObject *>handle)
+        if aq_load(&self.context.notify_me) or self.context.always_write:
+            self.context.wake()
+        return handle
+
+    cdef object _call_at(self, double when, object callback, tuple args, object context):
+        cdef TimerHandle handle = new_timer_handle(self, callback, args, context, when)
+        cdef AqTimerObject *t = <AqTimerObject *><PyObject *>handle
+        cdef TimerHeap heap = self.context.timers
+        cdef int64_t deadline = _deadline_ns(when)
+        while deadline * 1e-9 < when and deadline < NEVER_NS:
+            deadline += 1       # rounding must not make it early by `time()`
+        Py_INCREF(heap)
+        t.heap = <PyObject *>heap
+        t.timer.cb = _timer_due
+        heap.arm(&t.timer, deadline)
+        if self.debug:
+            handle._source_traceback = extract_stack(sys._getframe())
+        return handle
+
+    def call_later(self, delay, callback, *args, context=None):
+        """Call `callback(*args)` after `delay` seconds, never early."""
+        if delay is None:
+            raise TypeError("delay must not be None")
+        self._check_closed_()
+        if self.debug:
+            self._check_debug(callback, "call_later")
+        return self._call_at(aq_now_ns() * 1e-9 + delay, callback, args, context)
+
+    def call_at(self, when, callback, *args, context=None):
+        """Call `callback(*args)` at `when`, in seconds of `time()`, never early."""
+        if when is None:
+            raise TypeError("when cannot be None")
+        self._check_closed_()
+        if self.debug:
+            self._check_debug(callback, "call_at")
+        return self._call_at(when, callback, args, context)
+
+    cdef int handle_failed(self, object handle) except -1:
+        cdef AqHandleObject *h = <AqHandleObject *><PyObject *>handle
+        try:
+            _raise_current()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            callback = handle._callback
+            source = format_callback_source(callback, handle._args or ())
+            context = {
+                "message": f"Exception in callback {source}",
+                "exception": exc,
+                "handle": handle,
+            }
+            if h.traceback != NULL:
+                context["source_traceback"] = <object>h.traceback
+            self.call_exception_handler(context)
+        return 0
+
+    cdef int _run_debug(self, PyObject *op) except -1:
+        cdef int64_t began, took
+        handle = <object>op
+        self._current_handle = handle
+        try:
+            began = aq_now_ns()
+            if handle_call(<AqHandleObject *>op) < 0:
+                self.handle_failed(handle)
+            took = aq_now_ns() - began
+            if took * 1e-9 >= self.slow_callback_duration:
+                callback = handle._callback
+                owner = getattr(callback, "__self__", None)
+                what = repr(owner) if isinstance(owner, asyncio.Task) else str(handle)
+                logger.warning("Executing %s took %.3f seconds", what, took * 1e-9)
+        finally:
+            self._current_handle = None
+        return 0
+
+    cdef int _run_ready(self) except -1:
+        cdef Py_ssize_t n = self._n_ready
+        cdef PyObject *op
+        cdef AqHandleObject *h
+        while n > 0 and self.ready_head != NULL:
+            n -= 1
+            op = self.ready_head
+            h = <AqHandleObject *>op
+            self.ready_head = h.next
+            if self.ready_head == NULL:
+                self.ready_tail = NULL
+            h.next = NULL
+            h.flags &= ~<uint32_t>HANDLE_QUEUED
+            self._n_ready -= 1
+            if h.flags & HANDLE_CANCELLED:
+                Py_DECREF(<object>op)
+                continue
+            self.callbacks += 1
+            try:
+                if self.debug:
+                    self._run_debug(op)
+                elif handle_call(h) < 0:
+                    self.handle_failed(<object>op)
+            finally:
+                Py_DECREF(<object>op)
+                if self.flush_head != NULL:
+                    self.flush_all()
+        return 0
+
+    # -- the pass -----------------------------------------------------------------------
+
+    cdef int _pass(self) except -1:
+        cdef AioContext ctx = self.context
+        cdef int64_t now
+        self.passes += 1
+        if self._n_ready or self.stopping:
+            # There is work: do not look at the fds each time, but do not starve them.
+            now = aq_now_ns()
+            self.blind_passes += 1
+            if (self.blind_passes >= LOOK_PASSES or now - self.last_look_ns >= LOOK_NS
+                    or self.stopping or (ctx.mon.one_shot and ctx.mon.has_work())):
+                ctx.wait(0)
+                self.blind_passes = 0
+                self.last_look_ns = now
+        else:
+            ctx.wait(ctx.compute_timeout())
+            self.blind_passes = 0
+            self.last_look_ns = aq_now_ns()
+        ctx.dispatch_all()
+        if self.flush_head != NULL:
+            self.flush_all()
+        if self._n_ready:
+            self._run_ready()
+        return 0
+
+    def _enter_run(self):
+        """Bind the loop to this thread."""
+        self._check_closed_()
+        self.context.enter_thread()
+        self.thread = PyThread_get_thread_ident()
+
+    def _leave_run(self):
+        self.thread = 0
+        self.stopping = False
+
+    def _run(self):
+        """Make passes until `stop` was called."""
+        self.in_pass = True
+        try:
+            while True:
+                self._pass()
+                if self.stopping:
+                    break
+        finally:
+            self.in_pass = False
+            if self.flush_head != NULL:
+                self.flush_all()
+
+    # -- output -------------------------------------------------------------------------
+
+    cdef int flush_later(self, FlushNode *node, FlushCallback flush, object owner) except -1:
+        if not self.in_pass:
+            return flush(<void *>owner)
+        if node.linked:
+            return 0
+        Py_INCREF(owner)
+        node.linked = True
+        node.next = NULL
+        node.flush = flush
+        node.owner = <void *>owner
+        if self.flush_tail == NULL:
+            self.flush_head = node
+        else:
+            self.flush_tail.next = node
+        self.flush_tail = node
+        return 0
+
+    cdef int flush_cancel(self, FlushNode *node) noexcept:
+        cdef FlushNode *before = NULL
+        cdef FlushNode *n = self.flush_head
+        if not node.linked:
+            return 0
+        while n != node:
+            before = n
+            n = n.next
+        if before == NULL:
+            self.flush_head = node.next
+        else:
+            before.next = node.next
+        if self.flush_tail == node:
+            self.flush_tail = before
+        node.linked = False
+        Py_DECREF(<object>node.owner)
+        return 0
+
+    cdef int flush_all(self) except -1:
+        cdef FlushNode *node
+        while self.flush_head != NULL:
+            node = self.flush_head
+            self.flush_head = node.next
+            if self.flush_head == NULL:
+                self.flush_tail = NULL
+            node.linked = False
+            owner = <object>node.owner
+            Py_DECREF(owner)        # `owner` keeps it for the call
+            node.flush(<void *>owner)
+        return 0
+
+    cdef char *scratch(self) except NULL:
+        if self.scratch_buffer == NULL:
+            self.scratch_buffer = <char *>PyMem_RawMalloc(SCRATCH_SIZE)
+            if self.scratch_buffer == NULL:
+                raise MemoryError()
+        return self.scratch_buffer
+
+    # -- fds ----------------------------------------------------------------------------
+
+    def _ensure_fd_no_transport(self, fileobj):
+        """Raise RuntimeError if a transport has the fd."""
+        known = self.transports.get(_fd_number(fileobj))
+        transport = known() if known is not None else None
+        if transport is not None and not transport.is_closing():
+            raise RuntimeError(
+                f"File descriptor {fileobj!r} is used by transport {transport!r}")
+
+    cdef FdWatch _watch(self, object fileobj, bint transport_check):
+        cdef AioHandler *node
+        cdef int fd
+        if transport_check:
+            self._ensure_fd_no_transport(fileobj)
+        fd = _fd_number(fileobj)
+        node = self.context.lookup(fd)
+        if node != NULL and node.owner == AIO_OWNER_LOOP:
+            return <FdWatch>node.opaque
+        return None
+
+    cdef object _set_watch(self, object fileobj, bint writer, object callback, tuple args):
+        cdef FdWatch watch
+        cdef int fd = _fd_number(fileobj)
+        cdef uint32_t mask = POLLOUT if writer else POLLIN
+        cdef AioHandler *node = self.context.lookup(fd)
+        handle = new_handle(self, callback, NULL, NULL, NULL, args if args else None, None)
+        if self.debug:
+            (<Handle>handle)._source_traceback = extract_stack(sys._getframe())
+        if node != NULL and node.owner == AIO_OWNER_LOOP:
+            watch = <FdWatch>node.opaque
+            old = watch.writer if writer else watch.reader
+            self.context.modify(node, node.events | mask)
+            if writer:
+                watch.writer = handle
+            else:
+                watch.reader = handle
+            if old is not None:
+                old.cancel()
+            return handle
+        watch = FdWatch.__new__(FdWatch)
+        watch.loop = self
+        if writer:
+            watch.writer = handle
+        else:
+            watch.reader = handle
+        node = self.context.watch(
+            fd, AIO_OWNER_LOOP, mask, _watch_read, _watch_write, watch)
+        node.io_lost = _watch_lost
+        watch.node = node
+        return handle
+
+    cdef bint _drop_watch(self, object fileobj, bint writer) except -1:
+        cdef FdWatch watch = self._watch(fileobj, False)
+        cdef AioHandler *node
+        if watch is None:
+            return False
+        node = watch.node
+        if writer:
+            handle = watch.writer
+            watch.writer = None
+        else:
+            handle = watch.reader
+            watch.reader = None
+        if handle is None:
+            return False
+        if watch.reader is None and watch.writer is None:
+            watch.node = NULL
+            self.context.unwatch(node)
+        else:
+            try:
+                self.context.modify(
+                    node, POLLIN if watch.reader is not None else POLLOUT)
+            except OSError:
+                # The fd has gone; so has what the other side waited for.
+                watch.node = NULL
+                self.context.unwatch(node)
+        handle.cancel()
+        return True
+
+    def _add_reader(self, fd, callback, *args):
+        self._check_closed_()
+        return self._set_watch(fd, False, callback, args)
+
+    def _add_writer(self, fd, callback, *args):
+        self._check_closed_()
+        return self._set_watch(fd, True, callback, args)
+
+    def _remove_reader(self, fd):
+        if self.closed:
+            return False
+        return self._drop_watch(fd, False)
+
+    def _remove_writer(self, fd):
+        if self.closed:
+            return False
+        return self._drop_watch(fd, True)
+
+    def add_reader(self, fd, callback, *args):
+        """Call `callback(*args)` whenever the fd is readable.
+
+        Args:
+            fd: a file descriptor or an object with `fileno()`.
+            callback: replaces an earlier one.
+
+        Raises:
+            RuntimeError: a transport has the fd.
+            ValueError: not a file descriptor.
+            OSError: it is closed (EBADF) or cannot be watched (EPERM).
+        """
+        self._check_closed_()
+        if self.debug:
+            self._check_thread()
+        self._ensure_fd_no_transport(fd)
+        self._set_watch(fd, False, callback, args)
+
+    def add_writer(self, fd, callback, *args):
+        """Call `callback(*args)` whenever the fd is writable; as `add_reader`."""
+        self._check_closed_()
+        if self.debug:
+            self._check_thread()
+        self._ensure_fd_no_transport(fd)
+        self._set_watch(fd, True, callback, args)
+
+    def remove_reader(self, fd):
+        """Stop watching the fd for reading; whether it was."""
+        self._ensure_fd_no_transport(fd)
+        if self.closed:
+            return False
+        return self._drop_watch(fd, False)
+
+    def remove_writer(self, fd):
+        """Stop watching the fd for writing; whether it was."""
+        self._ensure_fd_no_transport(fd)
+        if self.closed:
+            return False
+        return self._drop_watch(fd, True)

@@ -1,0 +1,68 @@
+"""Handle and TimerHandle: callbacks with up to three arguments kept inline.
+
+GIL held, any thread.  Handles are reused: `new_handle` and `new_timer_handle` are the only
+ways to make one.
+"""
+
+from cpython.object cimport PyObject
+
+from aioqemu._loop.layouts cimport AqHandleObject
+from aioqemu._loop.shims cimport HandleBase
+from aioqemu._loop.shims cimport TimerHandleBase
+
+cdef enum:
+    HANDLE_CANCELLED = 1
+    HANDLE_RUNNING = 2     # its callback is on the stack: cancel() keeps the fields
+    HANDLE_QUEUED = 4      # in the ready queue
+    HANDLE_TIMER = 8       # a TimerHandle
+
+cdef class Handle(HandleBase):
+    pass
+
+cdef class TimerHandle(TimerHandleBase):
+    pass
+
+# `args` is used for more than three arguments, else a, b, c as far as they are not NULL.
+# A context of NULL: a copy of the current one.  All references are taken, none stolen.
+cdef Handle new_handle(object loop, object callback, PyObject *a, PyObject *b,
+                       PyObject *c, tuple args, object context)
+cdef TimerHandle new_timer_handle(object loop, object callback, tuple args,
+                                  object context, double when)
+cdef tuple handle_args(AqHandleObject *h)
+
+cdef extern from "Python.h":
+    int PyContext_Enter(PyObject *)
+    int PyContext_Exit(PyObject *)
+    PyObject *PyObject_Vectorcall(PyObject *, PyObject **, size_t, PyObject *)
+    PyObject *PyObject_Call(PyObject *, PyObject *, PyObject *)
+    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
+    void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
+    void PyErr_Restore(PyObject *, PyObject *, PyObject *)
+    void Py_DecRef(PyObject *)
+
+
+# Call it in its context.  0, or -1 with what it raised set; inline, because it is the
+# one step that every callback takes.  The caller keeps the handle alive.
+cdef inline int handle_call(AqHandleObject *h) noexcept:
+    cdef PyObject *result
+    cdef PyObject *t = NULL
+    cdef PyObject *v = NULL
+    cdef PyObject *tb = NULL
+    if h.callback == NULL:
+        return 0
+    if PyContext_Enter(h.context) < 0:
+        return -1
+    h.flags |= HANDLE_RUNNING
+    if h.nargs <= 3:
+        result = PyObject_Vectorcall(
+            h.callback, &h.a0, h.nargs | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+    else:
+        result = PyObject_Call(h.callback, h.args, NULL)
+    h.flags &= ~<unsigned int>HANDLE_RUNNING
+    if result != NULL:
+        Py_DecRef(result)
+        return PyContext_Exit(h.context)
+    PyErr_Fetch(&t, &v, &tb)
+    PyContext_Exit(h.context)
+    PyErr_Restore(t, v, tb)
+    return -1

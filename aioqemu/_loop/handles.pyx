@@ -1,0 +1,395 @@
+"""Handle and TimerHandle.  Contract in handles.pxd, layout in shims.pxd.
+
+Knows no loop: a handle keeps its loop only to hand it out and to ask for debug mode.
+Both classes have a free list of their own (Cython's are not for subtypes), so they
+deallocate by hand.
+"""
+
+from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
+from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_XDECREF
+from cpython.ref cimport Py_XINCREF
+
+from aioqemu._engine.timers cimport TimerHeap
+from aioqemu._engine.types cimport TIMER_IDLE
+from aioqemu._loop.layouts cimport AqHandleObject
+from aioqemu._loop.layouts cimport AqTimerObject
+
+cdef extern from "Python.h":
+    PyObject *PyContext_CopyCurrent() except NULL
+    bint PyContext_CheckExact(object)
+    PyObject *PyObject_Init(PyObject *, PyTypeObject *)
+    void PyObject_GC_Track(void *)
+    void PyObject_GC_UnTrack(void *)
+    void PyObject_ClearWeakRefs(PyObject *)
+
+cdef extern from *:
+    """
+    static inline void aq_h_free(PyObject *op) { Py_TYPE(op)->tp_free(op); }
+    static inline int aq_h_exact(PyObject *op, PyTypeObject *t)
+    { return Py_TYPE(op) == t; }
+    static inline void aq_h_drop(PyObject *op)
+    {
+        AqHandleObject *h = (AqHandleObject *)op;
+        PyObject *t;
+        t = h->callback; h->callback = NULL; Py_XDECREF(t);
+        t = h->context; h->context = NULL; Py_XDECREF(t);
+        t = h->loop; h->loop = NULL; Py_XDECREF(t);
+        if (h->nargs) {
+            t = h->a0; h->a0 = NULL; Py_XDECREF(t);
+            t = h->a1; h->a1 = NULL; Py_XDECREF(t);
+            t = h->a2; h->a2 = NULL; Py_XDECREF(t);
+            t = h->args; h->args = NULL; Py_XDECREF(t);
+        }
+        Py_CLEAR(h->traceback);
+    }
+    static inline void aq_set_dealloc(PyTypeObject *t, destructor d)
+    { t->tp_dealloc = d; }
+    """
+    void aq_h_free(PyObject *op)
+    bint aq_h_exact(PyObject *op, PyTypeObject *t)
+    void aq_h_drop(PyObject *op)
+    ctypedef void (*destructor)(PyObject *) noexcept
+    void aq_set_dealloc(PyTypeObject *t, destructor d)
+
+cdef enum:
+    FREE_MAX = 1024
+
+cdef PyObject *free_handles[FREE_MAX]
+cdef Py_ssize_t n_free_handles = 0
+cdef PyObject *free_timers[FREE_MAX]
+cdef Py_ssize_t n_free_timers = 0
+
+# Set after the classes exist; what the inline checks compare with.
+cdef PyTypeObject *HANDLE_TYPE = NULL
+cdef PyTypeObject *TIMER_TYPE = NULL
+
+
+cdef void _dealloc_handle(PyObject *op) noexcept:
+    global n_free_handles
+    PyObject_GC_UnTrack(op)
+    PyObject_ClearWeakRefs(op)
+    aq_h_drop(op)
+    if n_free_handles < FREE_MAX and aq_h_exact(op, HANDLE_TYPE):
+        free_handles[n_free_handles] = op
+        n_free_handles += 1
+    else:
+        aq_h_free(op)
+
+
+cdef void _dealloc_timer(PyObject *op) noexcept:
+    # Not armed: an armed timer is referenced by its heap.
+    global n_free_timers
+    cdef PyObject *heap
+    PyObject_GC_UnTrack(op)
+    PyObject_ClearWeakRefs(op)
+    aq_h_drop(op)
+    heap = (<AqTimerObject *>op).heap
+    (<AqTimerObject *>op).heap = NULL
+    Py_XDECREF(heap)
+    if n_free_timers < FREE_MAX and aq_h_exact(op, TIMER_TYPE):
+        free_timers[n_free_timers] = op
+        n_free_timers += 1
+    else:
+        aq_h_free(op)
+
+
+cdef class Handle(HandleBase):
+    """A scheduled callback, as `loop.call_soon` returns it (`asyncio.Handle`)."""
+
+    def __init__(self):
+        raise TypeError("handles are made by the loop")
+
+    def cancel(self):
+        """Do not call the callback.  Twice, or after the call, does nothing more."""
+        _cancel(<AqHandleObject *>self)
+
+    def cancelled(self):
+        """Whether `cancel` was called."""
+        return (<AqHandleObject *>self).flags & HANDLE_CANCELLED != 0
+
+    def get_context(self):
+        """The `contextvars.Context` that the callback runs in."""
+        return _borrowed((<AqHandleObject *>self).context)
+
+    def _run(self):
+        _run_reporting(self)
+
+    @property
+    def _cancelled(self):
+        return (<AqHandleObject *>self).flags & HANDLE_CANCELLED != 0
+
+    @property
+    def _callback(self):
+        return _borrowed((<AqHandleObject *>self).callback)
+
+    @property
+    def _args(self):
+        return handle_args(<AqHandleObject *>self)
+
+    @property
+    def _context(self):
+        return _borrowed((<AqHandleObject *>self).context)
+
+    @property
+    def _loop(self):
+        return _borrowed((<AqHandleObject *>self).loop)
+
+    @property
+    def _repr(self):
+        return None
+
+    @property
+    def _source_traceback(self):
+        return _borrowed((<AqHandleObject *>self).traceback)
+
+    @_source_traceback.setter
+    def _source_traceback(self, value):
+        _set_traceback(<AqHandleObject *>self, value)
+
+
+cdef class TimerHandle(TimerHandleBase):
+    """A callback with a time, as `loop.call_at` returns it (`asyncio.TimerHandle`)."""
+
+    def __init__(self):
+        raise TypeError("handles are made by the loop")
+
+    def cancel(self):
+        """Do not call the callback; the timer leaves the heap at once."""
+        if _timer(self).heap != NULL:
+            (<TimerHeap><object>_timer(self).heap).disarm(&_timer(self).timer)
+        _cancel(<AqHandleObject *>self)
+
+    def cancelled(self):
+        """Whether `cancel` was called."""
+        return (<AqHandleObject *>self).flags & HANDLE_CANCELLED != 0
+
+    def get_context(self):
+        """The `contextvars.Context` that the callback runs in."""
+        return _borrowed((<AqHandleObject *>self).context)
+
+    def when(self):
+        """When the callback is due, in seconds of `loop.time()`."""
+        return _timer(self).when
+
+    def _run(self):
+        _run_reporting(self)
+
+    @property
+    def _when(self):
+        return _timer(self).when
+
+    @property
+    def _scheduled(self):
+        return _timer(self).timer.index != TIMER_IDLE
+
+    @property
+    def _cancelled(self):
+        return (<AqHandleObject *>self).flags & HANDLE_CANCELLED != 0
+
+    @property
+    def _callback(self):
+        return _borrowed((<AqHandleObject *>self).callback)
+
+    @property
+    def _args(self):
+        return handle_args(<AqHandleObject *>self)
+
+    @property
+    def _context(self):
+        return _borrowed((<AqHandleObject *>self).context)
+
+    @property
+    def _loop(self):
+        return _borrowed((<AqHandleObject *>self).loop)
+
+    @property
+    def _repr(self):
+        return None
+
+    @property
+    def _source_traceback(self):
+        return _borrowed((<AqHandleObject *>self).traceback)
+
+    @_source_traceback.setter
+    def _source_traceback(self, value):
+        _set_traceback(<AqHandleObject *>self, value)
+
+
+cdef inline AqTimerObject *_timer(object handle) noexcept:
+    return <AqTimerObject *><PyObject *>handle
+
+
+cdef inline object _borrowed(PyObject *op):
+    return None if op == NULL else <object>op
+
+
+cdef int _set_traceback(AqHandleObject *h, object value) except -1:
+    cdef PyObject *old = h.traceback
+    if value is None:
+        h.traceback = NULL
+    else:
+        Py_INCREF(value)
+        h.traceback = <PyObject *>value
+    Py_XDECREF(old)
+    return 0
+
+
+cdef int _cancel(AqHandleObject *h) except -1:
+    cdef PyObject *old
+    if h.flags & HANDLE_CANCELLED:
+        return 0
+    h.flags |= HANDLE_CANCELLED
+    if h.flags & HANDLE_RUNNING:
+        return 0        # what is on the stack needs its callback and arguments
+    # The references go at once, as the stock handle lets them go.
+    old = h.callback
+    h.callback = NULL
+    Py_XDECREF(old)
+    if h.nargs:
+        h.nargs = 0
+        old = h.a0; h.a0 = NULL; Py_XDECREF(old)
+        old = h.a1; h.a1 = NULL; Py_XDECREF(old)
+        old = h.a2; h.a2 = NULL; Py_XDECREF(old)
+        old = h.args; h.args = NULL; Py_XDECREF(old)
+    return 0
+
+
+cdef tuple handle_args(AqHandleObject *h):
+    if h.callback == NULL:
+        return None
+    if h.nargs == 0:
+        return ()
+    if h.nargs == 1:
+        return (<object>h.a0,)
+    if h.nargs == 2:
+        return (<object>h.a0, <object>h.a1)
+    if h.nargs == 3:
+        return (<object>h.a0, <object>h.a1, <object>h.a2)
+    return <tuple>h.args
+
+
+cdef int _run_reporting(object handle) except -1:
+    # Only for code that calls the private method; the loop has its own way.
+    cdef AqHandleObject *h = <AqHandleObject *><PyObject *>handle
+    if handle_call(h) == 0:
+        return 0
+    try:
+        _raise_current()
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as exc:
+        (<object>h.loop).call_exception_handler({
+            "message": f"Exception in callback {<object>h.callback!r}",
+            "exception": exc,
+            "handle": handle,
+        })
+    return 0
+
+
+cdef int _raise_current() except -1:
+    return -1       # the exception is set already
+
+
+cdef int _fill(AqHandleObject *h, object loop, object callback, PyObject *a, PyObject *b,
+               PyObject *c, tuple args, object context) except -1:
+    cdef PyObject *ctx
+    if context is None:
+        ctx = PyContext_CopyCurrent()
+    else:
+        ctx = <PyObject *>context
+        Py_INCREF(context)
+    h.context = ctx
+    Py_INCREF(callback)
+    h.callback = <PyObject *>callback
+    Py_INCREF(loop)
+    h.loop = <PyObject *>loop
+    h.next = NULL
+    if a == NULL:
+        if args is None:
+            h.nargs = 0
+        else:
+            h.nargs = <unsigned int>len(args) + 4   # told from inline ones by being > 3
+            Py_INCREF(args)
+            h.args = <PyObject *>args
+    else:
+        Py_XINCREF(a)
+        h.a0 = a
+        h.nargs = 1
+        if b != NULL:
+            Py_XINCREF(b)
+            h.a1 = b
+            h.nargs = 2
+            if c != NULL:
+                Py_XINCREF(c)
+                h.a2 = c
+                h.nargs = 3
+    return 0
+
+
+cdef Handle new_handle(object loop, object callback, PyObject *a, PyObject *b,
+                       PyObject *c, tuple args, object context):
+    global n_free_handles
+    cdef Handle handle
+    cdef PyObject *op
+    if context is not None and not PyContext_CheckExact(context):
+        raise TypeError(f"a contextvars.Context is expected, got {context!r}")
+    if n_free_handles:
+        n_free_handles -= 1
+        op = PyObject_Init(free_handles[n_free_handles], HANDLE_TYPE)
+        (<AqHandleObject *>op).flags = 0
+        (<AqHandleObject *>op).nargs = 0
+        PyObject_GC_Track(op)
+        handle = <Handle>op
+        Py_DECREF(handle)    # PyObject_Init gave one reference, the cast took another
+    else:
+        handle = Handle.__new__(Handle)
+    _fill(<AqHandleObject *><PyObject *>handle, loop, callback, a, b, c, args, context)
+    return handle
+
+
+cdef TimerHandle new_timer_handle(object loop, object callback, tuple args,
+                                  object context, double when):
+    global n_free_timers
+    cdef TimerHandle handle
+    cdef PyObject *op
+    cdef Py_ssize_t n = len(args)
+    cdef PyObject *a = NULL
+    cdef PyObject *b = NULL
+    cdef PyObject *c = NULL
+    if context is not None and not PyContext_CheckExact(context):
+        raise TypeError(f"a contextvars.Context is expected, got {context!r}")
+    if n_free_timers:
+        n_free_timers -= 1
+        op = PyObject_Init(free_timers[n_free_timers], TIMER_TYPE)
+        (<AqHandleObject *>op).nargs = 0
+        (<AqTimerObject *>op).heap = NULL
+        PyObject_GC_Track(op)
+        handle = <TimerHandle>op
+        Py_DECREF(handle)
+    else:
+        handle = TimerHandle.__new__(TimerHandle)
+    (<AqHandleObject *><PyObject *>handle).flags = HANDLE_TIMER
+    _timer(handle).timer.index = TIMER_IDLE
+    _timer(handle).timer.opaque = <void *>handle
+    _timer(handle).when = when
+    if n:
+        if n <= 3:
+            a = <PyObject *>args[0]
+            if n > 1:
+                b = <PyObject *>args[1]
+            if n > 2:
+                c = <PyObject *>args[2]
+            args = None
+    else:
+        args = None
+    _fill(<AqHandleObject *><PyObject *>handle, loop, callback, a, b, c, args, context)
+    return handle
+
+
+HANDLE_TYPE = <PyTypeObject *>Handle
+TIMER_TYPE = <PyTypeObject *>TimerHandle
+aq_set_dealloc(HANDLE_TYPE, _dealloc_handle)
+aq_set_dealloc(TIMER_TYPE, _dealloc_timer)

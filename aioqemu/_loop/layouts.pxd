@@ -1,0 +1,62 @@
+"""The layout of handles and transports, as bases.pyx makes their types."""
+
+from cpython.object cimport PyObject
+from libc.stdint cimport uint32_t
+
+from aioqemu._engine.types cimport AioTimer
+
+cdef extern from *:
+    """
+    #ifndef AQ_SHIMS
+    #define AQ_SHIMS
+    #include <stdint.h>
+    /* Over the seven words of asyncio.Handle's slots and the two of TimerHandle's, plus
+     * the weak reference list where that lies in the object (Python 3.11). */
+    typedef struct {
+        PyObject_HEAD
+        PyObject *callback;   /* NULL once cancelled */
+        PyObject *context;
+        PyObject *loop;
+        PyObject *traceback;  /* where it was made, in debug mode; else NULL */
+        PyObject *args;       /* a tuple if nargs > 3; else NULL */
+        void *unused[5];
+        PyObject *scratch;    /* vectorcall may write before the first argument */
+        PyObject *a0;
+        PyObject *a1;
+        PyObject *a2;
+        PyObject *next;       /* in the ready queue; the queue has a reference */
+        uint32_t nargs;
+        uint32_t flags;
+    } AqHandleObject;
+    typedef struct {
+        AqHandleObject handle;
+        AioTimer timer;
+        double when;          /* seconds of loop.time() */
+        PyObject *heap;       /* the TimerHeap that it is, or was, armed in; or NULL */
+    } AqTimerObject;
+    typedef struct {
+        PyObject_HEAD
+        PyObject *extra;      /* the slot _extra: a dict */
+    } AqTransportObject;
+    #endif
+    """
+    ctypedef struct AqHandleObject:
+        PyObject *callback
+        PyObject *context
+        PyObject *loop
+        PyObject *traceback
+        PyObject *args
+        PyObject *scratch
+        PyObject *a0
+        PyObject *a1
+        PyObject *a2
+        PyObject *next
+        uint32_t nargs
+        uint32_t flags
+    ctypedef struct AqTimerObject:
+        AqHandleObject handle
+        AioTimer timer
+        double when
+        PyObject *heap
+    ctypedef struct AqTransportObject:
+        PyObject *extra
