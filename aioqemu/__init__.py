@@ -12,8 +12,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._engine.context import AioContext, BottomHalf
+    from ._engine.context import BottomHalf
     from ._engine.notifier import EventNotifier
+    from ._loop.aiocontext import AioContext
     from ._loop.loop import EventLoop
     from ._runner import new_event_loop, run
     from .errors import BackendUnavailable
@@ -40,7 +41,7 @@ __all__ = [
 
 # Where each public name lives.
 _HOMES = {
-    "AioContext": "._engine.context",
+    "AioContext": "._loop.aiocontext",
     "BackendUnavailable": ".errors",
     "BottomHalf": "._engine.context",
     "EventLoop": "._loop.loop",
@@ -50,7 +51,7 @@ _HOMES = {
     "run": "._runner",
 }
 _OF_POLICIES = ("EventLoopPolicy", "install")
-_SUBMODULES = ("block", "glib", "qemu_aio", "streams", "testing")
+_SUBMODULES = ("qemu_aio", "testing")
 
 if sys.version_info < (3, 16):
     _HOMES.update(dict.fromkeys(_OF_POLICIES, ".policy"))

@@ -4,13 +4,14 @@ For code that is ported from QEMU, or written in its style.  The contracts are t
 the header of October 2012 as documented; what is undefined in C raises here.  Knows no
 asyncio: the contexts may be driven by a loop or by `aio_poll`, and both at once.
 
-"Any thread" says that a function may be called from any thread; all others belong to the
-home thread of the context, the one that polls it first or that runs its loop.
+"Any thread" says that a function may be called from any thread; all others belong to
+the home thread of the context, the one that polls it first or that runs its loop.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol, cast
 
 from aioqemu._block.aiocb import AIOPool, BlockDriverAIOCB
 from aioqemu._engine import main_context
@@ -18,23 +19,21 @@ from aioqemu._engine.context import BottomHalf
 from aioqemu._engine.notifier import EventNotifier
 from aioqemu._loop.aiocontext import AioContext
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import NoReturn, Protocol
+IOHandler = Callable[[Any], object]
+"""`io_read`, `io_write`: called with opaque; the result is ignored."""
 
-    class HasFileno(Protocol):
-        """Anything with a file descriptor."""
+AioFlushHandler = Callable[[Any], object]
+"""`io_flush`: called with opaque; true while requests are outstanding."""
 
-        def fileno(self) -> int: ...
+BlockDriverCompletionFunc = Callable[[Any, int], object]
+"""Called with opaque and ret: 0 or a positive number, or -errno."""
 
-    IOHandler = Callable[[Any], object]
-    """`io_read`, `io_write`: called with opaque; the result is ignored."""
 
-    AioFlushHandler = Callable[[Any], object]
-    """`io_flush`: called with opaque; true while requests are outstanding."""
+class HasFileno(Protocol):
+    """Anything with a file descriptor."""
 
-    BlockDriverCompletionFunc = Callable[[Any, int], object]
-    """Called with opaque and ret: 0 or a positive number, or -errno."""
+    def fileno(self) -> int: ...
+
 
 __all__ = [
     "AIOPool",
@@ -73,7 +72,7 @@ __all__ = [
 ]
 
 
-# -- contexts ---------------------------------------------------------------------------
+# -- contexts --------------------------------------------------------------------------
 
 
 def aio_context_new() -> AioContext:
@@ -108,7 +107,7 @@ def qemu_get_aio_context() -> AioContext:
     return cast("AioContext", main_context.get())
 
 
-# -- bottom halves ----------------------------------------------------------------------
+# -- bottom halves ---------------------------------------------------------------------
 
 
 def aio_bh_new(
@@ -147,7 +146,10 @@ def qemu_bh_cancel(bh: BottomHalf) -> None:
 
 
 def qemu_bh_delete(bh: BottomHalf) -> None:
-    """Cancel a bottom half and forget it [`bh.delete()`].  Any thread; twice is fine."""
+    """Cancel a bottom half and forget it [`bh.delete()`].  Any thread.
+
+    Twice does nothing.
+    """
     bh.delete()
 
 
@@ -156,7 +158,7 @@ def aio_bh_poll(ctx: AioContext) -> bool:
     return ctx.bh_poll()
 
 
-# -- polling ----------------------------------------------------------------------------
+# -- polling ---------------------------------------------------------------------------
 
 
 def aio_poll(ctx: AioContext, blocking: bool) -> bool:
@@ -164,15 +166,15 @@ def aio_poll(ctx: AioContext, blocking: bool) -> bool:
 
     Bottom halves run first.  Then, if some `io_flush` says that requests are
     outstanding, or requests of a pool are, fds are looked at and their handlers run;
-    with `blocking`, and if nothing has been done yet, the call waits until something is.
-    With nothing outstanding it never blocks.  Callbacks may call it.
+    with `blocking`, and if nothing has been done yet, the call waits until something
+    is.  With nothing outstanding it never blocks.  Callbacks may call it.
 
     Returns:
         Whether progress was made.
 
     Raises:
-        RuntimeError: this is not the home thread, or a task of the context's own loop is
-            running (`await ctx.flushed()` there).
+        RuntimeError: this is not the home thread, or a task of the context's own loop
+            is running (`await ctx.flushed()` there).
     """
     return ctx.poll(blocking)
 
@@ -205,8 +207,8 @@ def aio_set_fd_handler(
 ) -> None:
     """Watch an fd; with both callbacks None stop watching it [`ctx.set_fd_handler`].
 
-    After a removal no callback of the fd runs any more.  The order in which the handlers
-    of different fds run is not defined; one fd is read before it is written.
+    After a removal no callback of the fd runs any more.  The order in which handlers of
+    different fds run is not defined; one fd is read before it is written.
 
     Args:
         ctx: the context.
@@ -253,7 +255,7 @@ def aio_get_g_source(ctx: AioContext) -> NoReturn:
     )
 
 
-# -- the main context -------------------------------------------------------------------
+# -- the main context ------------------------------------------------------------------
 
 
 def qemu_aio_flush() -> None:
@@ -286,7 +288,7 @@ def qemu_aio_set_event_notifier(
     main_context.get().set_event_notifier(notifier, io_read, io_flush)
 
 
-# -- requests ---------------------------------------------------------------------------
+# -- requests --------------------------------------------------------------------------
 
 
 def qemu_aio_get(
@@ -297,8 +299,8 @@ def qemu_aio_get(
 ) -> BlockDriverAIOCB:
     """Start a request; for block drivers [`pool.get`].
 
-    The last one released to the pool serves again, if there is one, and shows nothing of
-    its former life.  Until it completes the request makes its context busy.
+    The last one released to the pool serves again, if there is one, and shows nothing
+    of its former life.  Until it completes the request makes its context busy.
 
     Args:
         pool: the driver's pool.
@@ -339,7 +341,7 @@ def qemu_aio_release(acb: BlockDriverAIOCB) -> None:
     acb.pool.release(acb)
 
 
-# -- event notifiers --------------------------------------------------------------------
+# -- event notifiers -------------------------------------------------------------------
 
 
 def event_notifier_init(active: bool = False) -> EventNotifier:

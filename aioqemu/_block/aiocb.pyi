@@ -2,7 +2,10 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from typing import Any, final
 
-from aioqemu._engine.context import AioContext
+from typing_extensions import disjoint_base
+
+@final
+class Unplaced: ...
 
 def bind_futures(
     get_running_loop: Callable[[], object],
@@ -10,6 +13,7 @@ def bind_futures(
     invalid_state_error: type[Exception],
 ) -> None: ...
 
+@disjoint_base
 class AIOPool:
     def __init__(
         self,
@@ -27,6 +31,7 @@ class AIOPool:
     def release(self, acb: BlockDriverAIOCB) -> None: ...
     def cancel(self, acb: BlockDriverAIOCB) -> None: ...
 
+@disjoint_base
 class BlockDriverAIOCB:
     _asyncio_future_blocking: bool
     def __del__(self) -> None: ...

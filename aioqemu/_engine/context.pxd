@@ -51,7 +51,8 @@ cdef class BottomHalf:
 cdef class FdHandler:
     # What set_fd_handler registered for one fd.
     cdef AioContext ctx
-    cdef AioHandler *node
+    cdef AioHandler *node      # NULL once removed
+    cdef int fd
     cdef object io_read
     cdef object io_write
     cdef object io_flush

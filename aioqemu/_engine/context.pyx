@@ -19,6 +19,9 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawCalloc
 from cpython.mem cimport PyMem_RawFree
 from cpython.mem cimport PyMem_RawRealloc
+from cpython.number cimport PyNumber_Index
+from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
@@ -51,6 +54,7 @@ from aioqemu._sys.atomic cimport aq_load
 from aioqemu._sys.atomic cimport aq_pause
 from aioqemu._sys.atomic cimport aq_store
 from aioqemu._sys.libc cimport EBADF
+from aioqemu._sys.libc cimport EEXIST
 from aioqemu._sys.libc cimport EINTR
 from aioqemu._sys.libc cimport EPOLL_CLOEXEC
 from aioqemu._sys.libc cimport EPOLL_CTL_ADD
@@ -119,6 +123,16 @@ cdef int _watchable(int fd) except -1:
     if err:
         raise OSError(err, "file descriptor %d cannot be watched" % fd)
     return 0
+
+
+cdef int _number_of(object fd) except? -1:
+    if isinstance(fd, int):
+        return fd
+    try:
+        fileno = fd.fileno
+    except AttributeError:
+        raise TypeError(f"a file descriptor is expected, got {fd!r}") from None
+    return fileno()
 
 
 cdef inline void _bh_link(BhList *lst, BhNode *node) noexcept:
@@ -248,7 +262,7 @@ cdef int _fd_read(void *opaque) except -1:
     try:
         cb(h.opaque)
     except BaseException as exc:
-        h.ctx.report("Exception in an fd handler", exc, {"handler": cb})
+        h.ctx.report("Exception in an fd handler", exc, {"handler": cb, "fd": h.fd})
     return 0
 
 
@@ -258,7 +272,7 @@ cdef int _fd_write(void *opaque) except -1:
     try:
         cb(h.opaque)
     except BaseException as exc:
-        h.ctx.report("Exception in an fd handler", exc, {"handler": cb})
+        h.ctx.report("Exception in an fd handler", exc, {"handler": cb, "fd": h.fd})
     return 0
 
 
@@ -288,7 +302,7 @@ cdef class Timer:
 
     def mod(self, deadline_ns):
         """Fire at `deadline_ns`, whatever was set before (`timer_mod`)."""
-        cdef int64_t deadline = deadline_ns
+        cdef int64_t deadline = PyNumber_Index(deadline_ns)
         self.ctx.check_usable()
         self.ctx.timers.arm(&self.timer, deadline)
         if aq_load(&self.ctx.notify_me) or self.ctx.always_write:
@@ -296,7 +310,7 @@ cdef class Timer:
 
     def mod_anticipate(self, deadline_ns):
         """Fire at `deadline_ns` if that is earlier than what is set."""
-        cdef int64_t deadline = deadline_ns
+        cdef int64_t deadline = PyNumber_Index(deadline_ns)
         if self.timer.index == TIMER_IDLE or deadline < self.timer.deadline_ns:
             self.mod(deadline_ns)
 
@@ -566,7 +580,7 @@ cdef class AioContext:
 
     cdef int modify(self, AioHandler *node, uint32_t events) except -1:
         cdef int err
-        if node.events == events:
+        if self.closed or node.events == events:
             return 0
         node.events = events
         err = self.mon.update(node)
@@ -593,11 +607,12 @@ cdef class AioContext:
         node_reap(&self.st, node)
 
     cdef int unwatch(self, AioHandler *node) noexcept:
-        cdef int fd = node.fd
-        cdef int owner = node.owner
+        cdef int fd, owner
         cdef bint current
-        if self.closed or node.deleted:
+        if self.closed or node.deleted:     # closed: the node is gone already
             return 0
+        fd = node.fd
+        owner = node.owner
         current = self.st.table[fd] == node
         self._forget(node, self.fork_generation != fork_generation)
         if current:
@@ -631,7 +646,7 @@ cdef class AioContext:
             OSError: the fd is closed (EBADF) or cannot be watched (EPERM).
             RuntimeError: a transport or `add_reader` has the fd.
         """
-        cdef int number = fd if isinstance(fd, int) else fd.fileno()
+        cdef int number = _number_of(fd)
         cdef AioHandler *node
         cdef FdHandler h
         cdef uint32_t events = 0
@@ -665,6 +680,7 @@ cdef class AioContext:
             self.unwatch(node)
         node = self.watch(number, AIO_OWNER_CONTEXT, events, _fd_read, _fd_write, h)
         h.node = node
+        h.fd = number
         node.io_lost = _fd_lost
         if io_flush is not None:
             self.flushers.append(h)
@@ -849,7 +865,10 @@ cdef class AioContext:
                     self._adjust_polling(aq_now_ns() - began)
         self.mon.collect()
         if err < 0:
-            if err != -EINTR:
+            if err == -EEXIST:
+                # A thread of the same ident, but another one: the ring is not its.
+                self.mon.start()
+            elif err != -EINTR:
                 raise OSError(-err, f"the {self.mon.name} backend has failed")
             PyErr_CheckSignals()
         return 0
@@ -1085,6 +1104,8 @@ cdef class AioContext:
             progress = self._run_bottom_halves() > 0 or progress
             progress = self._dispatch_context() > 0 or progress
             progress = self._run_timers() > 0 or progress
+            if self.closed:
+                return progress          # a callback dropped the last reference
             if not self._ask_busy():
                 # Nothing outstanding: never block, never look at an fd.  A notification
                 # stays where it is.
@@ -1099,7 +1120,7 @@ cdef class AioContext:
             progress = self._dispatch_done() > 0 or progress
             progress = self._dispatch_context() > 0 or progress
             progress = self._run_timers() > 0 or progress
-            if progress or not blocking:
+            if progress or not blocking or self.closed:
                 return progress
 
     cdef bint _poll_modern(self, bint blocking) except -1:
@@ -1115,7 +1136,7 @@ cdef class AioContext:
             progress = self._run_bottom_halves() > 0 or progress
             progress = self._dispatch_context() > 0 or progress
             progress = self._run_timers() > 0 or progress
-            if progress or told or not blocking:
+            if progress or told or not blocking or self.closed:
                 return progress
 
     cdef bint _poll(self, bint blocking) except -1:
@@ -1174,7 +1195,7 @@ cdef class AioContext:
         cdef int fd
         self._check_home()
         self._start_monitor()
-        fd = self.mon.outer_fd(self.notifier[1])
+        fd = self.mon.outer_fd()
         if fd < 0:
             raise OSError(-fd, "no file descriptor to export")
         if not self.always_write:
@@ -1187,8 +1208,6 @@ cdef class AioContext:
     def timeout_ns(self):
         """How long an outer loop may sleep, in ns; -1: until `fileno` is readable."""
         self.check_usable()
-        if aq_load(&self.notified):
-            return 0
         return self.compute_timeout()
 
     def dispatch(self):
@@ -1206,7 +1225,8 @@ cdef class AioContext:
             self._unmask()
         self.wait(0)
         n = self.dispatch_all()
-        self.mon.flush()
+        if not self.closed:
+            self.mon.flush()
         return n > 0
 
     # -- information --------------------------------------------------------------------
@@ -1230,6 +1250,7 @@ cdef class AioContext:
             "fd_events": self.counts.fd_events,
             "timers": self.counts.timers,
             "timers_pending": self.timers.length,
+            "submits": self.mon.submits,
             "notifies": self.counts.notifies,
             "notify_writes": self.counts.notify_writes,
             "polled_ns": self.counts.polled_ns,
@@ -1253,3 +1274,56 @@ class _Unraisable:
         self.exc_traceback = exc.__traceback__
         self.err_msg = message
         self.object = obj
+
+
+# What is on the lists has references that Cython's generated traverse cannot know, and a
+# loop or context that was dropped without close() sits in a cycle with its callbacks.  The
+# collector must see them; clearing is the finalizer's work (`__del__` closes).
+
+cdef extern from *:
+    """
+    static traverseproc aq_context_traverse;
+    static inline void aq_traverse_set(PyTypeObject *t, traverseproc f)
+    { aq_context_traverse = t->tp_traverse; t->tp_traverse = f; }
+    """
+    # Not Cython's own declarations: those call -1 an exception, the collector does not.
+    ctypedef int (*visitproc)(PyObject *, void *) noexcept
+    ctypedef int (*traverseproc)(PyObject *, visitproc, void *) noexcept
+    int aq_context_traverse(PyObject *op, visitproc visit, void *arg) noexcept
+    void aq_traverse_set(PyTypeObject *t, traverseproc f)
+
+
+cdef int _traverse(PyObject *op, visitproc visit, void *arg) noexcept:
+    cdef AioContext ctx = <AioContext>op
+    cdef BhNode *node
+    cdef AioTimer *timer
+    cdef Py_ssize_t i
+    cdef int err = aq_context_traverse(op, visit, arg)
+    if err or ctx.closed:
+        return err
+    node = ctx.bh_slice.head
+    while node != NULL:
+        err = visit(<PyObject *>node.owner, arg)
+        if err:
+            return err
+        node = node.next
+    node = ctx.bh_list.head
+    while node != NULL:
+        err = visit(<PyObject *>node.owner, arg)
+        if err:
+            return err
+        node = node.next
+    for i in range(ctx.timers.length):
+        err = visit(<PyObject *>ctx.timers.entries[i].timer.opaque, arg)
+        if err:
+            return err
+    timer = ctx.timers.due_head
+    while timer != NULL:
+        err = visit(<PyObject *>timer.opaque, arg)
+        if err:
+            return err
+        timer = timer.next
+    return 0
+
+
+aq_traverse_set(<PyTypeObject *>AioContext, _traverse)

@@ -6,6 +6,7 @@ here aborts and nothing raises, except `start`.
 """
 
 from libc.stdint cimport int64_t
+from libc.stdint cimport uint64_t
 
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._engine.types cimport AioState
@@ -19,6 +20,8 @@ cdef class FdMon:
     # Reports an fd once and watches it again only after its dispatch (io_uring), and
     # has_work() sees from memory alone whether there is anything to collect.
     cdef bint one_shot
+    cdef readonly uint64_t submits   # requests handed to a ring
+    cdef int mirror           # an epoll set of the same fds, for outer_fd; or -1
 
     # Make what belongs to the running thread; called before the first wait there, and
     # again when the home thread has changed.  Raises OSError.
@@ -42,9 +45,12 @@ cdef class FdMon:
     # Pass on to the kernel what has been prepared, without waiting.  0 or -errno.
     cdef int flush(self) noexcept
     # An fd that polls readable when something is there, made on first use; -errno.
-    cdef int outer_fd(self, int notifier_fd) noexcept
+    cdef int outer_fd(self) noexcept
     # A request of the caller's own on the ring, or NULL where there is no ring.
     cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept
+    # For backends whose own fd cannot be nested: keep the mirror in step.
+    cdef int mirror_open(self) noexcept
+    cdef void mirror_ctl(self, int op, AioHandler *node) noexcept
     # Give everything back.  `child`: after a fork, touch nothing that is shared.
     cdef void close(self, bint child) noexcept
     cdef dict info(self)

@@ -1,6 +1,12 @@
 """FdMon: the abstract base of the backends.  Contracts in fdmon.pxd."""
 
 from aioqemu._sys.libc cimport ENOSYS
+from aioqemu._sys.libc cimport EPOLL_CLOEXEC
+from aioqemu._sys.libc cimport EPOLL_CTL_ADD
+from aioqemu._sys.libc cimport epoll_create1
+from aioqemu._sys.libc cimport epoll_ctl
+from aioqemu._sys.libc cimport epoll_event
+from aioqemu._sys.libc cimport errno
 
 
 cdef class FdMon:
@@ -9,6 +15,8 @@ cdef class FdMon:
         self.st = NULL
         self.waiting = False
         self.one_shot = False
+        self.submits = 0
+        self.mirror = -1
 
     def __init__(self):
         if type(self) is FdMon:
@@ -41,8 +49,28 @@ cdef class FdMon:
     cdef int flush(self) noexcept:
         return 0
 
-    cdef int outer_fd(self, int notifier_fd) noexcept:
+    cdef int outer_fd(self) noexcept:
         return -ENOSYS
+
+    cdef int mirror_open(self) noexcept:
+        cdef int fd
+        if self.mirror < 0:
+            self.mirror = epoll_create1(EPOLL_CLOEXEC)
+            if self.mirror < 0:
+                return -errno
+            for fd in range(self.st.table_size):
+                if self.st.table[fd] != NULL:
+                    self.mirror_ctl(EPOLL_CTL_ADD, self.st.table[fd])
+        return self.mirror
+
+    cdef void mirror_ctl(self, int op, AioHandler *node) noexcept:
+        cdef epoll_event ev
+        if self.mirror < 0:
+            return
+        ev.events = node.events   # EPOLL* and POLL* are the same bits on Linux
+        ev.data.u64 = 0
+        # An fd that is gone has left the mirror by itself.
+        epoll_ctl(self.mirror, op, node.fd, &ev)
 
     cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept:
         return NULL

@@ -153,7 +153,7 @@ cdef class FdMonEpoll(FdMon):
                     # Gone without our being told: the dispatch reports it.
                     ready_push(self.st, node, POLLNVAL)
 
-    cdef int outer_fd(self, int notifier_fd) noexcept:
+    cdef int outer_fd(self) noexcept:
         return self.epfd
 
     cdef void close(self, bint child) noexcept:

@@ -17,14 +17,10 @@ from aioqemu._engine.lists cimport ready_push
 from aioqemu._engine.lists cimport table_get
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._sys.libc cimport ENOMEM
-from aioqemu._sys.libc cimport EPOLL_CLOEXEC
 from aioqemu._sys.libc cimport EPOLL_CTL_ADD
 from aioqemu._sys.libc cimport EPOLL_CTL_DEL
 from aioqemu._sys.libc cimport EPOLL_CTL_MOD
 from aioqemu._sys.libc cimport close
-from aioqemu._sys.libc cimport epoll_create1
-from aioqemu._sys.libc cimport epoll_ctl
-from aioqemu._sys.libc cimport epoll_event
 from aioqemu._sys.libc cimport errno
 from aioqemu._sys.libc cimport pollfd
 from aioqemu._sys.libc cimport ppoll
@@ -43,7 +39,6 @@ cdef class FdMonPoll(FdMon):
     cdef Py_ssize_t seen_capacity
     cdef int reported
     cdef bint dirty
-    cdef int mirror            # an epoll fd with the same set, for outer_fd
 
     def __cinit__(self):
         self.name = "poll"
@@ -55,22 +50,12 @@ cdef class FdMonPoll(FdMon):
         self.seen_length = self.seen_capacity = 0
         self.reported = 0
         self.dirty = False
-        self.mirror = -1
 
     def __dealloc__(self):
         PyMem_RawFree(self.work)
         PyMem_RawFree(self.generations)
         PyMem_RawFree(self.seen)
         PyMem_RawFree(self.seen_generations)
-
-    cdef void _mirror(self, int op, AioHandler *node) noexcept:
-        cdef epoll_event ev
-        if self.mirror < 0:
-            return
-        ev.events = node.events   # EPOLL* and POLL* are the same bits on Linux
-        ev.data.u64 = 0
-        # An fd that is gone has left the mirror by itself.
-        epoll_ctl(self.mirror, op, node.fd, &ev)
 
     cdef int add(self, AioHandler *node) noexcept:
         cdef Py_ssize_t capacity
@@ -94,14 +79,14 @@ cdef class FdMonPoll(FdMon):
         self.generations[node.index] = node.generation
         node.armed = node.events | 0x80000000u   # never 0: level-triggered
         self.dirty = True
-        self._mirror(EPOLL_CTL_ADD, node)
+        self.mirror_ctl(EPOLL_CTL_ADD, node)
         return 0
 
     cdef int update(self, AioHandler *node) noexcept:
         if self.work[node.index].events != <short>node.events:
             self.work[node.index].events = <short>node.events
             self.dirty = True
-            self._mirror(EPOLL_CTL_MOD, node)
+            self.mirror_ctl(EPOLL_CTL_MOD, node)
         return 0
 
     cdef int remove(self, AioHandler *node) noexcept:
@@ -110,7 +95,7 @@ cdef class FdMonPoll(FdMon):
         cdef AioHandler *moved
         if i < 0:
             return 0
-        self._mirror(EPOLL_CTL_DEL, node)
+        self.mirror_ctl(EPOLL_CTL_DEL, node)
         if i != last:
             self.work[i] = self.work[last]
             self.generations[i] = self.generations[last]
@@ -177,18 +162,8 @@ cdef class FdMonPoll(FdMon):
                 n += 1
         return n
 
-    cdef int outer_fd(self, int notifier_fd) noexcept:
-        cdef Py_ssize_t i
-        cdef epoll_event ev
-        if self.mirror < 0:
-            self.mirror = epoll_create1(EPOLL_CLOEXEC)
-            if self.mirror < 0:
-                return -errno
-            for i in range(self.length):
-                ev.events = <unsigned short>self.work[i].events
-                ev.data.u64 = 0
-                epoll_ctl(self.mirror, EPOLL_CTL_ADD, self.work[i].fd, &ev)
-        return self.mirror
+    cdef int outer_fd(self) noexcept:
+        return self.mirror_open()
 
     cdef void close(self, bint child) noexcept:
         if self.mirror >= 0:

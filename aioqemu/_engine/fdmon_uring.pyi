@@ -2,6 +2,8 @@ from typing import final
 
 from aioqemu._engine.fdmon import FdMon
 
+FLAG_NAMES: dict[int, str]
+
 @final
 class FdMonUring(FdMon): ...
 

@@ -23,19 +23,30 @@ from aioqemu._engine.fdmon cimport FdMon
 from aioqemu._engine.lists cimport done_push
 from aioqemu._engine.lists cimport node_reap
 from aioqemu._engine.lists cimport ready_push
+from aioqemu._engine.notifier cimport notifier_clear
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._engine.types cimport CqeHandler
 from aioqemu._sys.libc cimport EAGAIN
 from aioqemu._sys.libc cimport EBADF
 from aioqemu._sys.libc cimport EBUSY
 from aioqemu._sys.libc cimport ECANCELED
+from aioqemu._sys.libc cimport EFD_CLOEXEC
+from aioqemu._sys.libc cimport EFD_NONBLOCK
 from aioqemu._sys.libc cimport EINVAL
 from aioqemu._sys.libc cimport ENOSYS
 from aioqemu._sys.libc cimport ENOTSUP
+from aioqemu._sys.libc cimport EPOLL_CTL_ADD
+from aioqemu._sys.libc cimport EPOLL_CTL_DEL
+from aioqemu._sys.libc cimport EPOLL_CTL_MOD
+from aioqemu._sys.libc cimport EPOLLIN
 from aioqemu._sys.libc cimport ETIME
 from aioqemu._sys.libc cimport POLLERR
 from aioqemu._sys.libc cimport POLLNVAL
 from aioqemu._sys.libc cimport close
+from aioqemu._sys.libc cimport epoll_ctl
+from aioqemu._sys.libc cimport epoll_event
+from aioqemu._sys.libc cimport errno
+from aioqemu._sys.libc cimport eventfd
 from aioqemu._sys.uring cimport AQ_FEAT_EXT_ARG
 from aioqemu._sys.uring cimport AQ_FEAT_NODROP
 from aioqemu._sys.uring cimport AQ_OP_ASYNC_CANCEL
@@ -127,7 +138,7 @@ def unavailable():
 @final
 cdef class FdMonUring(FdMon):
     cdef aq_ring ring
-    cdef int eventfd           # registered with the ring for outer_fd, or -1
+    cdef int ring_eventfd      # registered with the ring for outer_fd, or -1
     cdef int dead              # the -errno with which the ring stopped working
 
     def __cinit__(self):
@@ -135,7 +146,7 @@ cdef class FdMonUring(FdMon):
         self.ring.fd = -1
         self.name = "io_uring"
         self.one_shot = True
-        self.eventfd = -1
+        self.ring_eventfd = -1
         self.dead = 0
 
     def __dealloc__(self):
@@ -149,12 +160,12 @@ cdef class FdMonUring(FdMon):
         err = ring_open(&self.ring)
         if err < 0:
             raise OSError(-err, "io_uring_setup was refused")
-        if self.eventfd >= 0:
-            aq_register(&self.ring, AQ_REGISTER_EVENTFD, &self.eventfd, 1)
+        if self.ring_eventfd >= 0:
+            aq_register(&self.ring, AQ_REGISTER_EVENTFD, &self.ring_eventfd, 1)
         for fd in range(self.st.table_size):
             node = self.st.table[fd]
             if node != NULL:
-                self.update(node)
+                self._arm(node)
         return 0
 
     cdef void _drop_ring(self) noexcept:
@@ -194,9 +205,15 @@ cdef class FdMonUring(FdMon):
         return &self.ring.sqes[node.sqe_pos & self.ring.sq_mask]
 
     cdef int add(self, AioHandler *node) noexcept:
-        return self.update(node)
+        self.mirror_ctl(EPOLL_CTL_ADD, node)
+        return self._arm(node)
 
     cdef int update(self, AioHandler *node) noexcept:
+        if self.mirror >= 0:
+            self.mirror_ctl(EPOLL_CTL_MOD, node)
+        return self._arm(node)
+
+    cdef int _arm(self, AioHandler *node) noexcept:
         cdef uint32_t wanted = 0 if node.masked else node.events
         cdef aq_sqe *sqe
         if self.ring.fd < 0:
@@ -238,6 +255,7 @@ cdef class FdMonUring(FdMon):
 
     cdef int remove(self, AioHandler *node) noexcept:
         cdef aq_sqe *sqe
+        self.mirror_ctl(EPOLL_CTL_DEL, node)
         if node.pending == 0 or self.ring.fd < 0:
             node.pending = 0
             return 0
@@ -260,20 +278,25 @@ cdef class FdMonUring(FdMon):
     cdef int prepare(self) noexcept:
         cdef int fd
         cdef AioHandler *node
+        if self.ring_eventfd >= 0:
+            notifier_clear(self.ring_eventfd)    # before looking, so that nothing is missed
         if self.st.rearm_all:
             self.st.rearm_all = False
             for fd in range(self.st.table_size):
                 node = self.st.table[fd]
                 if node != NULL:
-                    self.update(node)
+                    self._arm(node)
         return 0
 
     cdef int wait(self, int64_t timeout_ns) noexcept nogil:
         cdef int ret
+        cdef uint32_t pending
         if aq_cq_ready(&self.ring):
             return 0            # what is prepared goes out with the next enter
+        pending = aq_sq_pending(&self.ring)
+        self.submits += pending
         if timeout_ns == 0:
-            if aq_sq_pending(&self.ring) == 0 and not aq_needs_enter(&self.ring):
+            if pending == 0 and not aq_needs_enter(&self.ring):
                 return 0
             ret = aq_enter(&self.ring, 0, 0)
         else:
@@ -309,7 +332,7 @@ cdef class FdMonUring(FdMon):
             if node.deleted:
                 node_reap(self.st, node)
             elif cqe.res == -ECANCELED:
-                self.update(node)
+                self._arm(node)
             elif cqe.res < 0:
                 ready_push(self.st, node, POLLNVAL if cqe.res == -EBADF else POLLERR)
                 n += 1
@@ -325,18 +348,29 @@ cdef class FdMonUring(FdMon):
             return 0
         return aq_enter(&self.ring, 0, 0)
 
-    cdef int outer_fd(self, int notifier_fd) noexcept:
-        # With deferred task work an epoll set that holds the ring fd is never woken; a
-        # registered eventfd is.  The context's notifier serves as that eventfd.
+    cdef int outer_fd(self) noexcept:
+        # With deferred task work an epoll set that holds the ring fd is never woken, and
+        # an eventfd registered with the ring is told late of what another eventfd caused
+        # (the kernel does not nest their wake-ups).  So the fds are watched a second time,
+        # by an epoll set; the registered eventfd in it stands for all other completions.
         cdef int err
-        if self.eventfd < 0:
-            self.eventfd = notifier_fd
-            if self.ring.fd >= 0:
-                err = aq_register(&self.ring, AQ_REGISTER_EVENTFD, &self.eventfd, 1)
-                if err < 0:
-                    self.eventfd = -1
-                    return err
-        return notifier_fd
+        cdef epoll_event ev
+        if self.mirror >= 0:
+            return self.mirror
+        self.ring_eventfd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if self.ring_eventfd < 0:
+            return -errno
+        err = aq_register(&self.ring, AQ_REGISTER_EVENTFD, &self.ring_eventfd, 1)
+        if err < 0:
+            return err
+        err = self.mirror_open()
+        if err < 0:
+            return err
+        ev.events = EPOLLIN
+        ev.data.u64 = 0
+        if epoll_ctl(self.mirror, EPOLL_CTL_ADD, self.ring_eventfd, &ev) != 0:
+            return -errno
+        return self.mirror
 
     cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept:
         cdef aq_sqe *sqe = self._sqe()
@@ -346,8 +380,8 @@ cdef class FdMonUring(FdMon):
 
     cdef void close(self, bint child) noexcept:
         if self.ring.fd < 0:
-            return
-        if child:
+            pass
+        elif child:
             # The maps did not come along (MADV_DONTFORK), and something else may live
             # at their addresses: close our copy of the fd and forget the rest.
             close(self.ring.fd)
@@ -355,6 +389,12 @@ cdef class FdMonUring(FdMon):
             self.ring.fd = -1
         else:
             self._drop_ring()
+        if self.mirror >= 0:
+            close(self.mirror)
+            self.mirror = -1
+        if self.ring_eventfd >= 0:
+            close(self.ring_eventfd)
+            self.ring_eventfd = -1
 
     cdef dict info(self):
         cdef list flags = []

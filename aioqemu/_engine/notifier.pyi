@@ -1,5 +1,10 @@
-from typing_extensions import Self
+from typing import Any, Self
 
+from typing_extensions import disjoint_base
+
+__pyx_capi__: dict[str, Any]
+
+@disjoint_base
 class EventNotifier:
     def __new__(cls, active: object = False) -> Self: ...
     def __del__(self) -> None: ...

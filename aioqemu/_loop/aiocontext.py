@@ -1,15 +1,14 @@
 """The public AioContext: the engine's, with what needs asyncio.
 
 That is the awaitable twin of `flush`, and riding on any asyncio loop.  Knows no loop
-class: ours gives its context a guard and its name (`_driven_by`), any other is used
-through the public methods of `asyncio.AbstractEventLoop`.
+class: ours guards its context by one of its methods, any other is used through the
+public methods of `asyncio.AbstractEventLoop`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import weakref
 from typing import TYPE_CHECKING
 
 from aioqemu._block import aiocb
@@ -19,6 +18,7 @@ from aioqemu._loop.private import _get_running_loop
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import Self
 
 # How often a flush asks again where nothing tells it that requests have ended.
 _ASK_AGAIN_S = 0.01
@@ -44,8 +44,8 @@ class AioContext(context.AioContext):
     Args:
         fdmon: "poll", "epoll", "io_uring", or None/"auto" for the best one that works
             (the environment variable AIOQEMU_FDMON then decides if it is set).
-        semantics: "seed" for the contract of 2012 (`io_flush` decides whether `poll` may
-            block), "modern" for that of QEMU 10 (fds are always watched).
+        semantics: "seed" for the contract of 2012 (`io_flush` decides whether `poll`
+            may block), "modern" for that of QEMU 10 (fds are always watched).
         poll_max_ns: longest adaptive polling before a wait, in ns; 0 switches it off.
         poll_grow: factor by which polling grows, 0 for 2.
         poll_shrink: divisor by which it shrinks, 0 for back to nothing.
@@ -57,16 +57,15 @@ class AioContext(context.AioContext):
     """
 
     _attachment: Attachment | None = None
-    _loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The asyncio loop that drives the context, or None."""
-        return None if self._loop is None else self._loop()
-
-    def _driven_by(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Note whose context it is; for loops, when they take it and give it back."""
-        self._loop = None if loop is None else weakref.ref(loop)
+        if self._attachment is not None:
+            return self._attachment._loop
+        # A loop guards its own context by one of its methods.
+        owner = getattr(self.poll_guard, "__self__", None)
+        return owner if isinstance(owner, asyncio.AbstractEventLoop) else None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> Attachment:
         """Have an asyncio loop (stock, uvloop, ours) serve the context.
@@ -138,7 +137,6 @@ class Attachment:
         self._watchers: list[Callable[[], object]] = []
         loop.add_reader(self._fd, self._serve)
         ctx._attachment = self
-        ctx._driven_by(loop)
         ctx.poll_guard = self._guard
         self._arm()
 
@@ -147,7 +145,7 @@ class Attachment:
             return "<Attachment detached>"
         return f"<Attachment {self._ctx!r} on {self._loop!r}>"
 
-    def __enter__(self) -> Attachment:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -164,7 +162,6 @@ class Attachment:
         if ctx is None:
             return
         ctx._attachment = None
-        ctx._driven_by(None)
         ctx.poll_guard = None
         if self._timer is not None:
             self._timer.cancel()
@@ -215,9 +212,9 @@ class _Flush:
         self._loop = loop
         self._attachment = attachment
         self._again: asyncio.Handle = loop.call_soon(self._look)
-        # In a loop's own context an idle bottom half runs in every pass, before the fds;
-        # what it hands to call_soon runs after them.  An attached context would be woken
-        # by it again and again; there the attachment tells.
+        # In a loop's own context an idle bottom half runs in every pass, before the
+        # fds; what it hands to call_soon runs after them.  An attached context would be
+        # woken by it again and again; there the attachment tells.
         self._tick = ctx.bh_new(self._soon) if attachment is None else None
         if attachment is not None:
             attachment._watchers.append(self._soon)
@@ -258,6 +255,4 @@ class _Flush:
 
 
 main_context.factory = AioContext
-aiocb.bind_futures(
-    _get_running_loop, asyncio.CancelledError, asyncio.InvalidStateError
-)
+aiocb.bind_futures(_get_running_loop, asyncio.CancelledError, asyncio.InvalidStateError)

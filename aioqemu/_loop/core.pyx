@@ -15,6 +15,7 @@ import sys
 from cpython.mem cimport PyMem_RawFree
 from cpython.mem cimport PyMem_RawMalloc
 from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
@@ -309,7 +310,9 @@ cdef class LoopCore:
         return 0
 
     cdef int soon(self, object callback, PyObject *a, PyObject *b, object context) except -1:
-        cdef Handle handle = new_handle(self, callback, a, b, NULL, None, context)
+        cdef Handle handle
+        self._check_closed_()
+        handle = new_handle(self, callback, a, b, NULL, None, context)
         self.append(<PyObject *>handle)
         return 0
 
@@ -466,22 +469,23 @@ cdef class LoopCore:
 
     cdef int _pass(self) except -1:
         cdef AioContext ctx = self.context
-        cdef int64_t now
+        cdef int64_t timeout = 0
+        cdef bint look = True
         self.passes += 1
-        if self._n_ready or self.stopping:
+        if self._n_ready == 0 and not self.stopping:
+            timeout = ctx.compute_timeout()
+        if timeout == 0 and not self.stopping:
             # There is work: do not look at the fds each time, but do not starve them.
-            now = aq_now_ns()
             self.blind_passes += 1
-            if (self.blind_passes >= LOOK_PASSES or now - self.last_look_ns >= LOOK_NS
-                    or self.stopping or (ctx.mon.one_shot and ctx.mon.has_work())):
-                ctx.wait(0)
-                self.blind_passes = 0
-                self.last_look_ns = now
-        else:
-            ctx.wait(ctx.compute_timeout())
-            self.blind_passes = 0
-            self.last_look_ns = aq_now_ns()
+            look = (self.blind_passes >= LOOK_PASSES
+                    or aq_now_ns() - self.last_look_ns >= LOOK_NS
+                    or ctx.mon.one_shot and ctx.mon.has_work())
+        if look:
+            ctx.wait(timeout)
         ctx.dispatch_all()
+        if look:
+            self.blind_passes = 0
+            self.last_look_ns = ctx.now_ns
         if self.flush_head != NULL:
             self.flush_all()
         if self._n_ready:
@@ -705,3 +709,37 @@ cdef class LoopCore:
         if self.closed:
             return False
         return self._drop_watch(fd, True)
+
+
+# As for the context: the collector must see what is queued (context.pyx tells why).
+
+cdef extern from *:
+    """
+    static traverseproc aq_core_traverse;
+    static inline void aq_core_traverse_set(PyTypeObject *t, traverseproc f)
+    { aq_core_traverse = t->tp_traverse; t->tp_traverse = f; }
+    """
+    # Not Cython's own declarations: those call -1 an exception, the collector does not.
+    ctypedef int (*visitproc)(PyObject *, void *) noexcept
+    ctypedef int (*traverseproc)(PyObject *, visitproc, void *) noexcept
+    int aq_core_traverse(PyObject *op, visitproc visit, void *arg) noexcept
+    void aq_core_traverse_set(PyTypeObject *t, traverseproc f)
+
+
+cdef int _traverse(PyObject *op, visitproc visit, void *arg) noexcept:
+    cdef LoopCore loop = <LoopCore>op
+    cdef PyObject *handle
+    cdef FlushNode *node
+    cdef int err = aq_core_traverse(op, visit, arg)
+    handle = loop.ready_head
+    while err == 0 and handle != NULL:
+        err = visit(handle, arg)
+        handle = (<AqHandleObject *>handle).next
+    node = loop.flush_head
+    while err == 0 and node != NULL:
+        err = visit(<PyObject *>node.owner, arg)
+        node = node.next
+    return err
+
+
+aq_core_traverse_set(<PyTypeObject *>LoopCore, _traverse)

@@ -1,0 +1,13 @@
+import asyncio
+from contextvars import Context
+from typing import Any, NoReturn, final
+
+from typing_extensions import disjoint_base
+
+@disjoint_base
+class Handle(asyncio.Handle):
+    def __init__(self) -> NoReturn: ...
+
+@disjoint_base
+class TimerHandle(asyncio.TimerHandle):
+    def __init__(self) -> NoReturn: ...

@@ -1,0 +1,66 @@
+"""Socket addresses and datagrams as far as the datagram transport uses them."""
+
+from libc.stdint cimport uint16_t
+from libc.stdint cimport uint32_t
+
+from aioqemu._sys.libc cimport msghdr
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    #include <sys/socket.h>
+    #include <sys/un.h>
+    #include <netinet/in.h>
+    #include <arpa/inet.h>
+    typedef union {
+        struct sockaddr sa;
+        struct sockaddr_in in4;
+        struct sockaddr_in6 in6;
+        struct sockaddr_un un;
+        struct sockaddr_storage any;
+    } aq_address;
+    #define AQ_PATH_OFFSET ((unsigned int)offsetof(struct sockaddr_un, sun_path))
+    """
+    struct sockaddr:
+        unsigned short sa_family
+    struct in_addr:
+        pass
+    struct in6_addr:
+        pass
+    struct sockaddr_in:
+        unsigned short sin_family
+        uint16_t sin_port
+        in_addr sin_addr
+    struct sockaddr_in6:
+        unsigned short sin6_family
+        uint16_t sin6_port
+        uint32_t sin6_flowinfo
+        in6_addr sin6_addr
+        uint32_t sin6_scope_id
+    struct sockaddr_un:
+        unsigned short sun_family
+        char sun_path[108]
+    ctypedef union aq_address:
+        sockaddr sa
+        sockaddr_in in4
+        sockaddr_in6 in6
+        sockaddr_un un
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    enum:
+        AF_UNIX
+        AF_INET
+        AF_INET6
+        INET6_ADDRSTRLEN
+        AQ_PATH_OFFSET
+        MSG_TRUNC
+    uint16_t htons(uint16_t x) nogil
+    uint16_t ntohs(uint16_t x) nogil
+    uint32_t htonl(uint32_t x) nogil
+    uint32_t ntohl(uint32_t x) nogil
+    const char *inet_ntop(int family, const void *src, char *dst, unsigned int size) nogil
+    int inet_pton(int family, const char *src, void *dst) nogil
+    int recvmmsg(int fd, mmsghdr *msgs, unsigned int n, int flags, void *timeout) nogil
+    ssize_t sendto(int fd, const void *buf, size_t n, int flags, const sockaddr *to,
+                   unsigned int to_len) nogil
