@@ -129,6 +129,7 @@ cdef class AioContext:
     cdef int report(self, str message, object exc, dict extra) except -1
 
     # The rest is the context's own.
+    cdef int _close(self) except -1
     cdef int _check_home(self) except -1
     cdef int _unraisable(self, str message, object exc) except -1
     cdef int _grow_table(self, int fd) except -1

@@ -13,7 +13,6 @@ not have written yet.
 """
 
 import sys
-import warnings
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawCalloc
@@ -82,6 +81,9 @@ from aioqemu._sys.libc cimport stat_t
 from aioqemu._sys.libc cimport timespec
 
 from aioqemu._engine import backends
+from aioqemu._engine import unclosed
+
+cdef object _warn_unclosed = unclosed.warn_unclosed
 
 cdef enum:
     IDLE_NS = 10000000          # how long idle bottom halves may wait
@@ -393,8 +395,13 @@ cdef class AioContext:
 
     def __del__(self):
         if self.refs and not self.closed:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self)
-            self.close()
+            if sys is None or sys.is_finalizing():
+                self._close()       # what a subclass adds may have lost its globals
+                return
+            try:
+                _warn_unclosed(f"unclosed {self!r}", self)
+            finally:
+                self.close()        # the warning may be an error
 
     def __dealloc__(self):
         PyMem_RawFree(self.st.table)
@@ -435,11 +442,14 @@ cdef class AioContext:
 
     def close(self):
         """Give everything back; twice does nothing.  What is scheduled does not run."""
+        self._close()
+
+    cdef int _close(self) except -1:
         cdef int fd
         cdef bint child = self.fork_generation != fork_generation
         cdef BottomHalf bh
         if self.closed:
-            return
+            return 0
         self.closed = True
         self.refs = 0
         # 1. no callback runs any more
@@ -469,6 +479,7 @@ cdef class AioContext:
         self.owners = {}
         self.flushers = []
         self.poll_guard = None
+        return 0
 
     cdef int enter_thread(self) except -1:
         self.check_usable()
@@ -602,6 +613,8 @@ cdef class AioContext:
             self.n_masked -= 1
         if node.fd < self.st.table_size and self.st.table[node.fd] == node:
             self.st.table[node.fd] = NULL
+        if node.owner == AIO_OWNER_CONTEXT and node.opaque != NULL:
+            (<FdHandler>node.opaque).node = NULL
         node.opaque = NULL
         zombie_link(&self.st, node)
         node_reap(&self.st, node)
@@ -1026,6 +1039,8 @@ cdef class AioContext:
         cdef bint outstanding
         cdef FdHandler h
         for h in list(self.flushers):
+            if self.closed:
+                return False
             outstanding = False
             try:
                 outstanding = bool(h.io_flush(h.opaque))
@@ -1106,7 +1121,7 @@ cdef class AioContext:
             progress = self._run_timers() > 0 or progress
             if self.closed:
                 return progress          # a callback dropped the last reference
-            if not self._ask_busy():
+            if not self._ask_busy() or self.closed:
                 # Nothing outstanding: never block, never look at an fd.  A notification
                 # stays where it is.
                 return progress

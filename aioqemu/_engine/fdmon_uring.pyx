@@ -24,6 +24,7 @@ from aioqemu._engine.lists cimport done_push
 from aioqemu._engine.lists cimport node_reap
 from aioqemu._engine.lists cimport ready_push
 from aioqemu._engine.notifier cimport notifier_clear
+from aioqemu._engine.notifier cimport notifier_set
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._engine.types cimport CqeHandler
 from aioqemu._sys.libc cimport EAGAIN
@@ -344,9 +345,20 @@ cdef class FdMonUring(FdMon):
         return n
 
     cdef int flush(self) noexcept:
-        if self.ring.fd < 0 or self.waiting or aq_sq_pending(&self.ring) == 0:
+        cdef int ret = 0
+        cdef uint32_t pending
+        if self.ring.fd < 0 or self.waiting:
             return 0
-        return aq_enter(&self.ring, 0, 0)
+        pending = aq_sq_pending(&self.ring)
+        if pending:
+            self.submits += pending
+            ret = aq_enter(&self.ring, 0, 0)
+        if self.ring_eventfd >= 0:
+            # Quiet, unless completions are left over.
+            notifier_clear(self.ring_eventfd)
+            if self.has_work():
+                notifier_set(self.ring_eventfd)
+        return ret
 
     cdef int outer_fd(self) noexcept:
         # With deferred task work an epoll set that holds the ring fd is never woken, and

@@ -3,8 +3,6 @@
 Knows no context; a context registers a notifier like any other fd.
 """
 
-import warnings
-
 from libc.stdint cimport uint64_t
 
 from aioqemu._sys.libc cimport EAGAIN
@@ -20,6 +18,10 @@ from aioqemu._sys.libc cimport eventfd
 from aioqemu._sys.libc cimport pipe2
 from aioqemu._sys.libc cimport read
 from aioqemu._sys.libc cimport write
+
+from aioqemu._engine import unclosed
+
+cdef object _warn_unclosed = unclosed.warn_unclosed
 
 
 cdef int notifier_init(int fds[2], bint active) noexcept nogil:
@@ -86,8 +88,11 @@ cdef class EventNotifier:
 
     def __del__(self):
         if self.rfd >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self)
-            self.close()
+            try:
+                if _warn_unclosed is not None:   # else the interpreter goes down
+                    _warn_unclosed(f"unclosed {self!r}", self)
+            finally:
+                self.close()    # the warning may be an error
 
     def __repr__(self):
         state = "closed" if self.rfd < 0 else f"fd={self.rfd}"

@@ -107,10 +107,11 @@ cdef void _transport_dealloc(PyObject *op) noexcept:
     aq_free(op)
 
 
-cdef object _make(bytes name, object base, Py_ssize_t size, void *dealloc,
+cdef object _make(bytes name, tuple parents, Py_ssize_t size, void *dealloc,
                   void *traverse, void *clear):
     cdef PyType_Slot slots[4]
     cdef PyType_Spec spec
+    base = parents[0]
     if base.__basicsize__ > size:
         raise ImportError(
             f"{base.__name__} of this Python has {base.__basicsize__} bytes, more than "
@@ -128,21 +129,21 @@ cdef object _make(bytes name, object base, Py_ssize_t size, void *dealloc,
     spec.itemsize = 0
     spec.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC
     spec.slots = slots
-    return PyType_FromSpecWithBases(&spec, (base,))
+    return PyType_FromSpecWithBases(&spec, parents)
 
 
 cdef object _handle(bytes name, object base, Py_ssize_t size):
     # The fields that the collector may see before ours start lie over the slots.
     if base.__basicsize__ > AQ_HANDLE_SLOTS_END:
         raise ImportError(f"{base.__name__} has more slots than aioqemu knows of")
-    return _make(name, base, size, <void *>_handle_dealloc,
+    return _make(name, (base,), size, <void *>_handle_dealloc,
                  <void *>aq_handle_traverse, <void *>_handle_clear)
 
 
-cdef object _transport(bytes name, object base):
+cdef object _transport(bytes name, tuple parents):
     if asyncio.BaseTransport.__basicsize__ != sizeof(AqTransportObject):
         raise ImportError("asyncio.BaseTransport has slots that aioqemu does not know of")
-    return _make(name, base, sizeof(AqTransportObject), <void *>_transport_dealloc,
+    return _make(name, parents, sizeof(AqTransportObject), <void *>_transport_dealloc,
                  <void *>aq_transport_traverse, <void *>_transport_clear)
 
 
@@ -162,7 +163,9 @@ cdef bytes _N6 = b"aioqemu._loop.bases.WriteTransportBase"
 
 HandleBase = _handle(_N1, asyncio.Handle, sizeof(AqHandleObject))
 TimerHandleBase = _handle(_N2, asyncio.TimerHandle, sizeof(AqTimerObject))
-TransportBase = _transport(_N3, asyncio.Transport)
-DatagramTransportBase = _transport(_N4, asyncio.DatagramTransport)
-ReadTransportBase = _transport(_N5, asyncio.ReadTransport)
-WriteTransportBase = _transport(_N6, asyncio.WriteTransport)
+TransportBase = _transport(_N3, (asyncio.Transport,))
+# asyncio's datagram transports are Transports as well, and programs check for it.
+DatagramTransportBase = _transport(
+    _N4, (asyncio.Transport, asyncio.DatagramTransport))
+ReadTransportBase = _transport(_N5, (asyncio.ReadTransport,))
+WriteTransportBase = _transport(_N6, (asyncio.WriteTransport,))

@@ -488,6 +488,8 @@ cdef class LoopCore:
             self.last_look_ns = ctx.now_ns
         if self.flush_head != NULL:
             self.flush_all()
+        # Last, as the design has it: what fds, bottom halves and timers have just queued
+        # runs in this pass, one wait a message and not two.
         if self._n_ready:
             self._run_ready()
         return 0

@@ -68,8 +68,7 @@ cdef str _describe(object transport, LoopCore loop, int fd, bint open_, bint clo
         parts.append("closing")
     if open_:
         parts.append(f"fd={fd}")
-        if not loop.closed:
-            parts.append(state)
+        parts.append("open" if loop.closed else state)
     return "<{}>".format(" ".join(parts))
 
 
@@ -160,6 +159,10 @@ cdef class ReadPipeTransport(ReadTransportBase):
     @property
     def _pipe(self):
         return self.pipe
+
+    @_pipe.setter
+    def _pipe(self, value):
+        self.pipe = value
 
     @property
     def _fileno(self):
@@ -330,6 +333,10 @@ cdef class WritePipeTransport(WriteTransportBase):
     @property
     def _pipe(self):
         return self.pipe
+
+    @_pipe.setter
+    def _pipe(self, value):
+        self.pipe = value
 
     @property
     def _fileno(self):

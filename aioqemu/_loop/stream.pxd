@@ -44,6 +44,7 @@ cdef class StreamTransport(TransportBase):
     cdef void _unregister(self) noexcept
     cdef int _set_protocol(self, object protocol) except -1
     cdef int _forget_fd(self) except -1
+    cdef int _drop_socket(self) except -1
     cdef int _read(self) except -1
     cdef int _read_data(self) except -1
     cdef int _read_buffered(self) except -1

@@ -13,9 +13,7 @@ write() has returned, so what could not be sent on the spot is copied.
 import asyncio
 import socket as _socket
 import sys
-import warnings
 from contextvars import copy_context as _copy_context
-from os import strerror as _strerror
 from weakref import ref as _weakref
 
 from cpython.buffer cimport PyBUF_SIMPLE
@@ -28,14 +26,21 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
-from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport uint32_t
 
 from aioqemu._engine.types cimport AIO_OWNER_TRANSPORT
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._loop.core cimport SCRATCH_SIZE
 from aioqemu._loop.core cimport LoopCore
-from aioqemu._loop.handles cimport PyContext_Enter
+from aioqemu._loop.flow cimport FLUSH_SIZE
+from aioqemu._loop.flow cimport HIGH_WATER
+from aioqemu._loop.flow cimport LOW_WATER
+from aioqemu._loop.flow cimport MAX_IOV
+from aioqemu._loop.flow cimport call_flow
+from aioqemu._loop.flow cimport enter
+from aioqemu._loop.flow cimport os_error
+from aioqemu._loop.flow cimport report
+from aioqemu._loop.flow cimport water_marks
 from aioqemu._loop.handles cimport PyContext_Exit
 from aioqemu._loop.layouts cimport AqTransportObject
 from aioqemu._sys.libc cimport EAGAIN
@@ -52,6 +57,7 @@ from aioqemu._sys.libc cimport recv
 from aioqemu._sys.libc cimport send
 from aioqemu._sys.libc cimport sendmsg
 
+from aioqemu._engine import unclosed
 from aioqemu._loop.private import (
     SendfileMode,
     TransportSocket,
@@ -60,10 +66,7 @@ from aioqemu._loop.private import (
     logger,
 )
 
-cdef enum:
-    FLUSH_SIZE = 64 * 1024     # so much output is not kept for the end of the callback
-    MAX_IOV = 64               # buffers sent by one call
-
+cdef object _warn_unclosed = unclosed.warn_unclosed
 cdef object _BufferedProtocol = asyncio.BufferedProtocol
 cdef int AF_INET = _socket.AF_INET
 cdef int AF_INET6 = _socket.AF_INET6
@@ -119,8 +122,8 @@ cdef StreamTransport new_stream_transport(
     t.server = server
     t.ctx = _copy_context()
     t.queue = []
-    t.high_water = 64 * 1024
-    t.low_water = 16 * 1024
+    t.high_water = HIGH_WATER
+    t.low_water = LOW_WATER
     Py_INCREF(info)
     base.extra = <PyObject *>info
     if "peername" not in info:
@@ -195,17 +198,24 @@ cdef class StreamTransport(TransportBase):
 
     def __del__(self):
         if self.sock is not None:
-            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
-            self._unregister()
-            self._forget_fd()
-            self.sock.close()
-            self.sock = None
-            if self.server is not None:
-                if _server_takes_transport:
-                    self.server._detach(self)
-                else:
-                    self.server._detach()
-                self.server = None
+            try:
+                if _warn_unclosed is not None:   # else the interpreter goes down
+                    _warn_unclosed(f"unclosed transport {self!r}", self)
+            finally:
+                self._drop_socket()
+
+    cdef int _drop_socket(self) except -1:
+        self._unregister()
+        self._forget_fd()
+        self.sock.close()
+        self.sock = None
+        if self.server is not None:
+            if _server_takes_transport:
+                self.server._detach(self)
+            else:
+                self.server._detach()
+            self.server = None
+        return 0
 
     # -- what asyncio's own code and its users look at ------------------------------------
 
@@ -365,17 +375,11 @@ cdef class StreamTransport(TransportBase):
             if self.loop is not None and self.loop.debug:
                 logger.debug("%r: %s", self, message, exc_info=True)
         elif self.loop is not None:
-            self.loop.call_exception_handler({
-                "message": message,
-                "exception": exc,
-                "transport": self,
-                "protocol": self.protocol,
-            })
+            report(self.loop, self, self.protocol, exc, message)
         self._force_close(exc)
 
     cdef int _fatal_errno(self, int err, str message) except -1:
-        # PyErr would do, but OSError picks the subclass from the number.
-        self._fatal_error(OSError(err, _strerror(err)), message)
+        self._fatal_error(os_error(err), message)
         return 0
 
     def _force_close(self, exc):
@@ -486,8 +490,7 @@ cdef class StreamTransport(TransportBase):
         if n > 0:
             data = PyBytes_FromStringAndSize(buf, n)
             callback = self.data_received
-            ctx = self.ctx
-            PyContext_Enter(<PyObject *>ctx)
+            ctx = enter(self.ctx)
             try:
                 callback(data)
             except (SystemExit, KeyboardInterrupt):
@@ -509,8 +512,7 @@ cdef class StreamTransport(TransportBase):
         cdef Py_buffer view
         cdef ssize_t n
         cdef int err
-        ctx = self.ctx
-        PyContext_Enter(<PyObject *>ctx)
+        ctx = enter(self.ctx)
         try:
             try:
                 buf = self.get_buffer(-1)
@@ -545,8 +547,7 @@ cdef class StreamTransport(TransportBase):
         return self._fatal_errno(err, "Fatal read error on socket transport")
 
     cdef int _on_eof(self) except -1:
-        ctx = self.ctx
-        PyContext_Enter(<PyObject *>ctx)
+        ctx = enter(self.ctx)
         try:
             if self.loop.debug:
                 logger.debug("%r received EOF", self)
@@ -746,48 +747,21 @@ cdef class StreamTransport(TransportBase):
 
     def set_write_buffer_limits(self, high=None, low=None):
         """Set the marks at which the protocol is told to pause and resume writing."""
-        if high is None:
-            high = 64 * 1024 if low is None else 4 * low
-        if low is None:
-            low = high // 4
-        if not high >= low >= 0:
-            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
-        self.high_water = high
-        self.low_water = low
+        self.low_water, self.high_water = water_marks(high, low)
         self._maybe_pause()
 
     cdef int _maybe_pause(self) except -1:
         if self.writing_paused or self.queued <= self.high_water:
             return 0
         self.writing_paused = True
-        try:
-            self.protocol.pause_writing()
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self.loop.call_exception_handler({
-                "message": "protocol.pause_writing() failed",
-                "exception": exc,
-                "transport": self,
-                "protocol": self.protocol,
-            })
+        call_flow(self.loop, self, self.protocol, True)
         return 0
 
     cdef int _maybe_resume(self) except -1:
         if not self.writing_paused or self.queued > self.low_water:
             return 0
         self.writing_paused = False
-        try:
-            self.protocol.resume_writing()
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self.loop.call_exception_handler({
-                "message": "protocol.resume_writing() failed",
-                "exception": exc,
-                "transport": self,
-                "protocol": self.protocol,
-            })
+        call_flow(self.loop, self, self.protocol, False)
         return 0
 
     # -- sendfile ---------------------------------------------------------------------------
