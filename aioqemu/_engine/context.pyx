@@ -12,6 +12,7 @@ shortcut "do not write if already notified" would be wrong: the one who set the 
 not have written yet.
 """
 
+import os
 import sys
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -103,6 +104,10 @@ cdef void _after_fork() noexcept nogil:
 pthread_atfork(NULL, NULL, _after_fork)
 
 
+cdef object _os_error(int err):
+    return OSError(err, os.strerror(err))
+
+
 cdef int _watchable(int fd) except -1:
     """Raise what epoll would say of an fd, for backends that accept anything."""
     cdef stat_t st
@@ -110,9 +115,9 @@ cdef int _watchable(int fd) except -1:
     cdef int epfd, err
     if fstat(fd, &st) != 0:
         err = errno
-        raise OSError(err, "cannot watch file descriptor %d" % fd)
+        raise _os_error(err)
     if S_ISREG(st.st_mode) or S_ISDIR(st.st_mode):
-        raise OSError(EPERM, "file descriptor %d cannot be watched" % fd)
+        raise _os_error(EPERM)
     if (st.st_mode & 0o170000) in (0o140000, 0o010000):   # a socket, a pipe
         return 0
     epfd = epoll_create1(EPOLL_CLOEXEC)
@@ -123,7 +128,7 @@ cdef int _watchable(int fd) except -1:
     err = errno if epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) != 0 else 0
     close(epfd)
     if err:
-        raise OSError(err, "file descriptor %d cannot be watched" % fd)
+        raise _os_error(err)
     return 0
 
 
@@ -576,7 +581,7 @@ cdef class AioContext:
         err = self.mon.add(node)
         if err < 0:
             PyMem_RawFree(node)
-            raise OSError(-err, "cannot watch file descriptor %d" % fd)
+            raise _os_error(-err)
         self.st.table[fd] = node
         self.owners[fd] = opaque
         if owner >= AIO_OWNER_LOOP:
@@ -597,7 +602,7 @@ cdef class AioContext:
         err = self.mon.update(node)
         self._changed(node.owner)
         if err < 0:
-            raise OSError(-err, "cannot watch file descriptor %d" % node.fd)
+            raise _os_error(-err)
         return 0
 
     cdef void _forget(self, AioHandler *node, bint child) noexcept:

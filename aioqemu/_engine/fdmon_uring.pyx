@@ -25,6 +25,7 @@ from aioqemu._engine.lists cimport node_reap
 from aioqemu._engine.lists cimport ready_push
 from aioqemu._engine.notifier cimport notifier_clear
 from aioqemu._engine.notifier cimport notifier_set
+from aioqemu._engine.types cimport AIO_OWNER_TRANSPORT
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._engine.types cimport CqeHandler
 from aioqemu._sys.libc cimport EAGAIN
@@ -274,6 +275,10 @@ cdef class FdMonUring(FdMon):
         sqe.opcode = AQ_OP_POLL_REMOVE
         sqe.fd = -1
         sqe.addr = <uint64_t><uintptr_t>node
+        if node.owner != AIO_OWNER_TRANSPORT:
+            # The request holds the file: until it is gone, close() does not close it, and
+            # a listening socket would go on accepting.  Transports close in a later pass.
+            self.flush()
         return 0
 
     cdef int prepare(self) noexcept:
@@ -308,7 +313,8 @@ cdef class FdMonUring(FdMon):
         return ret
 
     cdef bint has_work(self) noexcept nogil:
-        return aq_cq_ready(&self.ring) != 0 or aq_needs_enter(&self.ring)
+        return self.ring.fd >= 0 and (
+            aq_cq_ready(&self.ring) != 0 or aq_needs_enter(&self.ring))
 
     cdef int collect(self) noexcept:
         cdef aq_cqe cqe

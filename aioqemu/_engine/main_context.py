@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 from aioqemu._engine.context import AioContext
@@ -27,12 +28,13 @@ on_made: list[Callable[[AioContext], object]] = []
 # Re-entrant, because a signal handler may ask while its thread is in here.
 _lock = threading.RLock()
 _main: AioContext | None = None
-_adopted = False
+# The one that a loop has adopted: the loop's, so a loop that is dropped takes it along.
+_adopted: weakref.ref[AioContext] | None = None
 
 
 def peek() -> AioContext | None:
     """The main context if there is one now.  Any thread."""
-    main = _main
+    main = _main if _adopted is None else _adopted()
     return None if main is None or main.closed else main
 
 
@@ -56,7 +58,7 @@ def _make(fdmon: str | None, params: dict[str, int]) -> AioContext:
     if main is not None:
         made.close()  # a signal handler came first
         return main
-    _main, _adopted = made, False
+    _main, _adopted = made, None
     for tell in on_made:
         tell(made)
     return made
@@ -79,7 +81,7 @@ def adopt(fdmon: str | None = None, **params: int) -> AioContext | None:
         BackendUnavailable: the backend asked for by name cannot run here.
         OSError: no file descriptors could be had.
     """
-    global _adopted
+    global _main, _adopted
     if threading.get_ident() != threading.main_thread().ident:
         return None
     with _lock:
@@ -87,12 +89,12 @@ def adopt(fdmon: str | None = None, **params: int) -> AioContext | None:
         if main is None:
             main = _make(fdmon, params)
         elif (
-            _adopted
+            _adopted is not None
             or (fdmon not in (None, "auto", main.fdmon))
             or any(params.values())
         ):
             return None
-        _adopted = True
+        _main, _adopted = None, weakref.ref(main)
         return main
 
 
@@ -103,8 +105,8 @@ def release(ctx: AioContext) -> None:
     """
     global _main, _adopted
     with _lock:
-        if ctx is _main:
-            _main, _adopted = None, False
+        if ctx is peek():
+            _main, _adopted = None, None
     ctx.close()
 
 
@@ -112,16 +114,16 @@ def _in_child() -> None:
     # The parent's context is of no use here, and its lock may be held for ever by a
     # thread that does not exist here.  An adopted one is closed by its loop.
     global _lock, _main, _adopted
-    old, adopted = _main, _adopted
+    old = _main
     _lock = threading.RLock()
-    _main, _adopted = None, False
-    if old is not None and not adopted:
+    _main, _adopted = None, None
+    if old is not None:
         old.close()
 
 
 def _at_exit() -> None:
     # Nobody else has the duty to close it.
-    if _main is not None and not _adopted:
+    if _main is not None:
         _main.close()
 
 

@@ -52,6 +52,7 @@ cdef extern from *:
         Py_CLEAR(h->loop);
         Py_CLEAR(h->traceback);
         Py_CLEAR(h->args);
+        Py_CLEAR(h->text);
         Py_CLEAR(h->a0);
         Py_CLEAR(h->a1);
         Py_CLEAR(h->a2);
@@ -64,6 +65,7 @@ cdef extern from *:
         Py_VISIT(h->loop);
         Py_VISIT(h->traceback);
         Py_VISIT(h->args);
+        Py_VISIT(h->text);
         Py_VISIT(h->a0);
         Py_VISIT(h->a1);
         Py_VISIT(h->a2);

@@ -5,7 +5,7 @@ from typing import Any
 
 from typing_extensions import disjoint_base
 
-from aioqemu._engine.context import AioContext
+from .aiocontext import AioContext
 
 @disjoint_base
 class LoopCore:

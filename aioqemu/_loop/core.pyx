@@ -10,6 +10,7 @@ are in the queue at that moment.  Output that a callback wrote is sent when it r
 """
 
 import asyncio
+import inspect
 import sys
 
 from cpython.mem cimport PyMem_RawFree
@@ -27,6 +28,7 @@ from libc.stdint cimport uint32_t
 
 from aioqemu._engine.context cimport AioContext
 from aioqemu._engine.timers cimport TimerHeap
+from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
 from aioqemu._engine.types cimport AIO_OWNER_LOOP
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._loop.handles cimport HANDLE_CANCELLED
@@ -316,28 +318,28 @@ cdef class LoopCore:
         self.append(<PyObject *>handle)
         return 0
 
-    def call_soon(self, callback, a=_unset, b=_unset, c=_unset, /, *args, context=None):
+    def call_soon(self, callback, _a=_unset, _b=_unset, _c=_unset, *args, context=None):
         """Call `callback(*args)` in the next pass, in order (`loop.call_soon`)."""
         cdef Handle handle
         self._check_closed_()
         if self.debug:
             self._check_debug(callback, "call_soon")
         if args:
-            args = (a, b, c, *args)
+            args = (_a, _b, _c, *args)
             handle = new_handle(self, callback, NULL, NULL, NULL, args, context)
         else:
             handle = new_handle(
                 self, callback,
-                NULL if a is _unset else <PyObject *>a,
-                NULL if b is _unset else <PyObject *>b,
-                NULL if c is _unset else <PyObject *>c,
+                NULL if _a is _unset else <PyObject *>_a,
+                NULL if _b is _unset else <PyObject *>_b,
+                NULL if _c is _unset else <PyObject *>_c,
                 None, context)
         if self.debug:
             handle._source_traceback = extract_stack(sys._getframe())
         self.append(<PyObject *>handle)
         return handle
 
-    def call_soon_threadsafe(self, callback, a=_unset, b=_unset, c=_unset, /, *args,
+    def call_soon_threadsafe(self, callback, _a=_unset, _b=_unset, _c=_unset, *args,
                              context=None):
         """`call_soon` from any thread or signal handler.
 
@@ -348,14 +350,14 @@ cdef class LoopCore:
         if self.debug:
             self._check_callback(callback, "call_soon_threadsafe")
         if args:
-            args = (a, b, c, *args)
+            args = (_a, _b, _c, *args)
             handle = new_handle(self, callback, NULL, NULL, NULL, args, context)
         else:
             handle = new_handle(
                 self, callback,
-                NULL if a is _unset else <PyObject *>a,
-                NULL if b is _unset else <PyObject *>b,
-                NULL if c is _unset else <PyObject *>c,
+                NULL if _a is _unset else <PyObject *>_a,
+                NULL if _b is _unset else <PyObject *>_b,
+                NULL if _c is _unset else <PyObject *>_c,
                 None, context)
         if self.debug:
             handle._source_traceback = extract_stack(sys._getframe())
@@ -387,7 +389,7 @@ cdef class LoopCore:
             raise TypeError("delay must not be None")
         self._check_closed_()
         if self.debug:
-            self._check_debug(callback, "call_later")
+            self._check_debug(callback, "call_at")     # as the stock loop says it
         return self._call_at(aq_now_ns() * 1e-9 + delay, callback, args, context)
 
     def call_at(self, when, callback, *args, context=None):
@@ -479,7 +481,8 @@ cdef class LoopCore:
             self.blind_passes += 1
             look = (self.blind_passes >= LOOK_PASSES
                     or aq_now_ns() - self.last_look_ns >= LOOK_NS
-                    or ctx.mon.one_shot and ctx.mon.has_work())
+                    or not self.fresh and ctx.mon.one_shot and ctx.mon.has_work())
+        self.fresh = False
         if look:
             ctx.wait(timeout)
         ctx.dispatch_all()
@@ -507,6 +510,11 @@ cdef class LoopCore:
     def _run(self):
         """Make passes until `stop` was called."""
         self.in_pass = True
+        # What was queued before the run starts before what fds have in store: a task that
+        # is to wait for data must get to its first step before the data is delivered.
+        self.last_look_ns = aq_now_ns()
+        self.blind_passes = 0
+        self.fresh = True
         try:
             while True:
                 self._pass()
@@ -516,6 +524,7 @@ cdef class LoopCore:
             self.in_pass = False
             if self.flush_head != NULL:
                 self.flush_all()
+            self.context.mon.flush()    # what was closed is closed when we return
 
     # -- output -------------------------------------------------------------------------
 
@@ -603,10 +612,23 @@ cdef class LoopCore:
         handle = new_handle(self, callback, NULL, NULL, NULL, args if args else None, None)
         if self.debug:
             (<Handle>handle)._source_traceback = extract_stack(sys._getframe())
+        if node != NULL and node.owner == AIO_OWNER_CONTEXT:
+            raise RuntimeError(
+                f"File descriptor {fd} is used by an fd handler of the AioContext")
         if node != NULL and node.owner == AIO_OWNER_LOOP:
             watch = <FdWatch>node.opaque
             old = watch.writer if writer else watch.reader
-            self.context.modify(node, node.events | mask)
+            if old is not None or self.context.mon.one_shot:
+                # The fd may have been closed and its number given out again since: what
+                # is watched must be the file that has the number now.
+                mask |= node.events
+                watch.node = NULL
+                self.context.unwatch(node)
+                watch.node = self.context.watch(
+                    fd, AIO_OWNER_LOOP, mask, _watch_read, _watch_write, watch)
+                watch.node.io_lost = _watch_lost
+            else:
+                self.context.modify(node, node.events | mask)
             if writer:
                 watch.writer = handle
             else:
@@ -745,3 +767,8 @@ cdef int _traverse(PyObject *op, visitproc visit, void *arg) noexcept:
 
 
 aq_core_traverse_set(<PyTypeObject *>LoopCore, _traverse)
+
+# Up to three arguments come in without a tuple; that is nobody's business.
+for _name in ("call_soon", "call_soon_threadsafe"):
+    getattr(LoopCore, _name).__signature__ = inspect.signature(
+        getattr(asyncio.BaseEventLoop, _name))

@@ -44,6 +44,7 @@ cdef extern from *:
             t = h->args; h->args = NULL; Py_XDECREF(t);
         }
         Py_CLEAR(h->traceback);
+        Py_CLEAR(h->text);
     }
     static inline void aq_set_dealloc(PyTypeObject *t, destructor d)
     { t->tp_dealloc = d; }
@@ -104,7 +105,7 @@ cdef class Handle(HandleBase):
 
     def cancel(self):
         """Do not call the callback.  Twice, or after the call, does nothing more."""
-        _cancel(<AqHandleObject *>self)
+        _cancel(self)
 
     def cancelled(self):
         """Whether `cancel` was called."""
@@ -139,7 +140,7 @@ cdef class Handle(HandleBase):
 
     @property
     def _repr(self):
-        return None
+        return _borrowed((<AqHandleObject *>self).text)
 
     @property
     def _source_traceback(self):
@@ -160,7 +161,7 @@ cdef class TimerHandle(TimerHandleBase):
         """Do not call the callback; the timer leaves the heap at once."""
         if _timer(self).heap != NULL:
             (<TimerHeap><object>_timer(self).heap).disarm(&_timer(self).timer)
-        _cancel(<AqHandleObject *>self)
+        _cancel(self)
 
     def cancelled(self):
         """Whether `cancel` was called."""
@@ -207,7 +208,7 @@ cdef class TimerHandle(TimerHandleBase):
 
     @property
     def _repr(self):
-        return None
+        return _borrowed((<AqHandleObject *>self).text)
 
     @property
     def _source_traceback(self):
@@ -237,11 +238,17 @@ cdef int _set_traceback(AqHandleObject *h, object value) except -1:
     return 0
 
 
-cdef int _cancel(AqHandleObject *h) except -1:
+cdef int _cancel(object handle) except -1:
     cdef PyObject *old
+    cdef AqHandleObject *h = <AqHandleObject *><PyObject *>handle
     if h.flags & HANDLE_CANCELLED:
         return 0
     h.flags |= HANDLE_CANCELLED
+    if h.traceback != NULL and h.text == NULL:
+        # Debug mode: reports still want to say what it was.
+        text = repr(handle)
+        Py_INCREF(text)
+        h.text = <PyObject *>text
     if h.flags & HANDLE_RUNNING:
         return 0        # what is on the stack needs its callback and arguments
     # The references go at once, as the stock handle lets them go.

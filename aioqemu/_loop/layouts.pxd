@@ -19,7 +19,8 @@ cdef extern from *:
         PyObject *loop;
         PyObject *traceback;  /* where it was made, in debug mode; else NULL */
         PyObject *args;       /* a tuple if nargs > 3; else NULL */
-        void *unused[5];
+        PyObject *text;       /* repr of before it was cancelled, in debug mode */
+        void *unused[4];
         PyObject *scratch;    /* vectorcall may write before the first argument */
         PyObject *a0;
         PyObject *a1;
@@ -46,6 +47,7 @@ cdef extern from *:
         PyObject *loop
         PyObject *traceback
         PyObject *args
+        PyObject *text
         PyObject *scratch
         PyObject *a0
         PyObject *a1
