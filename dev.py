@@ -1,0 +1,305 @@
+#!/usr/bin/env python3
+"""Everything a developer runs, with nothing set up beforehand.
+
+    python3 dev.py bench --quick     build, install, measure against the peers
+    python3 dev.py test              the whole suite, on every Python found here
+    python3 dev.py --help            the other verbs
+
+Needs Python 3.11 or newer with its headers, and a C compiler.  Each interpreter
+gets a virtual environment of its own under .venv and a build directory under
+build; both are kept, and a second run redoes only what a change asks for.  What
+is tested and measured is always the installed package: the folder of the sources
+is kept off sys.path (-P).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tools.environments import (
+    BUILD,
+    ROOT,
+    VENVS,
+    Environment,
+    Failure,
+    Interpreter,
+    command_output,
+    find_interpreter,
+    this_interpreter,
+)
+from tools.steps import Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
+# CI must have run on the first four; a stranger's machine has what it has.
+REQUIRED = ("3.11", "3.12", "3.13", "3.14")
+VERSIONS = (*REQUIRED, "3.15")
+BACKENDS = ("poll", "epoll", "io_uring")
+# What depends on the interpreter; the rest of the suite runs on one of them.
+CORE_TESTS = ("tests/engine", "tests/loop", "tests/conformance")
+SANITIZED_TESTS = ("tests/engine", "tests/loop")
+FAST = "not slow and not integration"
+
+
+def pytest(
+    environment: Environment,
+    arguments: Sequence[str],
+    *,
+    parallel: bool = True,
+    extra: dict[str, str] | None = None,
+) -> str:
+    """Run pytest on the installed package and return its last summary line."""
+    words: list[str | Path] = [environment.python, "-P", "-m", "pytest"]
+    words += ["-n2", "--dist=worksteal"] if parallel else []
+    words += ["--require-fdmon"] if IN_CI else []
+    words += ["--color=yes"] if sys.stdout.isatty() else []
+    return environment.stream([*words, *arguments], extra or {})
+
+
+def others(main: Interpreter, fetch: bool) -> Iterator[tuple[str, Interpreter | None]]:
+    """Yield the further versions of Python, with None for one that is not here."""
+    for version in VERSIONS:
+        if version == main.version:
+            continue
+        found = find_interpreter(version)
+        if found is None and fetch and version == "3.14":
+            print("fetching Python 3.14 ...", flush=True)
+            tool = ROOT / "tools" / "fetch_python.py"
+            words: list[str | Path] = [
+                sys.executable,
+                tool,
+                version,
+                BUILD / "python-3.14",
+            ]
+            try:
+                found = Interpreter.probe(Path(command_output(words).strip()))
+            except Failure as failure:
+                print(failure, flush=True)
+        yield version, found
+
+
+def test(options: argparse.Namespace, rest: list[str]) -> int:
+    """Run the whole suite as CI does, on this interpreter and all others found."""
+    steps = Steps()
+    main = this_interpreter()
+    fetch = IN_CI or options.fetch
+    for version, interpreter in others(main, fetch):
+        name = f"tests on Python {version}"
+        if interpreter is None:
+            required = fetch and version in REQUIRED
+            steps.note(name, "no such interpreter here, not run", failed=required)
+            continue
+        if not interpreter.has_asyncio_tests:
+            steps.note(
+                f"conformance on Python {version}",
+                "this interpreter comes without test.test_asyncio, not run",
+                failed=fetch and version in REQUIRED,
+            )
+        environment = Environment(interpreter)
+        if steps.run(f"build for Python {version}", prepare(environment, "test")):
+            steps.run(name, partial(pytest, environment, [*CORE_TESTS, *rest]))
+
+    environment = Environment(main)
+    label = f"Python {main.version}"
+    groups = ("test", "integration", "bench")
+    if not steps.run(f"build for {label}", prepare(environment, *groups)):
+        steps.table()
+        return 1
+    variants = {"asyncio debug mode": {"PYTHONASYNCIODEBUG": "1"}}
+    variants |= {f"AIOQEMU_FDMON={name}": {"AIOQEMU_FDMON": name} for name in BACKENDS}
+    for name, extra in variants.items():
+        steps.run(
+            f"tests with {name}",
+            partial(pytest, environment, ["-m", FAST, *rest], extra=extra),
+        )
+    steps.run(f"whole suite on {label}", partial(pytest, environment, rest))
+    steps.table()
+    return steps.exit_code
+
+
+def quick(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Run the fast tests on the default backend and this interpreter."""
+    environment = Environment(this_interpreter())
+    prepare(environment, "test")()
+    selection = rest or ["-m", FAST]
+    pytest(environment, ["--fdmon", default_backend(environment), *selection])
+    return 0
+
+
+def default_backend(environment: Environment) -> str:
+    """Ask the installed package which backend `auto` gives here."""
+    code = "import aioqemu; loop = aioqemu.new_event_loop(); print(loop.fdmon)"
+    return command_output(
+        [environment.python, "-P", "-W", "ignore", "-c", code],
+        environment.variables(),
+    ).strip()
+
+
+def bench(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Measure aioqemu beside asyncio and uvloop; arguments go to run.py."""
+    environment = Environment(this_interpreter())
+    prepare(environment, "bench")()
+    return environment.call([environment.python, "benchmarks/run.py", *rest])
+
+
+def build(_options: argparse.Namespace, _rest: list[str]) -> int:
+    """Build and install into this interpreter's environment."""
+    environment = Environment(this_interpreter())
+    prepare(environment)()
+    print(environment.python)
+    return 0
+
+
+def prepare(environment: Environment, *groups: str) -> Callable[[], str]:
+    """Return a step that makes the environment, builds and installs."""
+
+    def step() -> str:
+        environment.require("build", *groups)
+        return environment.install()
+
+    return step
+
+
+def lint(_options: argparse.Namespace, _rest: list[str]) -> int:
+    """Check form: ruff, cython-lint, codespell."""
+    steps = Steps()
+    environment = Environment(this_interpreter())
+    environment.require("lint")
+    commands: dict[str, list[str]] = {
+        "ruff check": ["ruff", "check", "."],
+        "ruff format": ["ruff", "format", "--check", "."],
+        "cython-lint": ["cython-lint", "aioqemu"],
+        "codespell": ["codespell", "."],
+    }
+    for name, command in commands.items():
+        steps.run(name, partial(environment.checked, command))
+    steps.table()
+    return steps.exit_code
+
+
+def types(_options: argparse.Namespace, _rest: list[str]) -> int:
+    """Check types: mypy strict, and the stubs against the compiled modules."""
+    steps = Steps()
+    environment = Environment(this_interpreter())
+    prepare(environment, "type", "bench")()
+    steps.run("mypy", partial(environment.checked, ["mypy"]))
+    modules = [
+        ".".join(stub.relative_to(ROOT).with_suffix("").parts)
+        for stub in sorted((ROOT / "aioqemu").rglob("*.pyi"))
+        if stub.with_suffix(".pyx").exists()
+    ]
+    allowed = ROOT / "tests" / "typing" / "stubtest.txt"
+    stubtest: list[str | Path] = [environment.python, "-m", "mypy.stubtest", *modules]
+    stubtest += ["--mypy-config-file", ROOT / "pyproject.toml"]
+    stubtest += ["--allowlist", allowed] if allowed.exists() else []
+    # From a folder without sources, so that the installed stubs are compared.
+    steps.run("stubtest", partial(environment.checked, stubtest, folder=BUILD))
+    steps.table()
+    return steps.exit_code
+
+
+def asan(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Run the engine and loop tests under Address- and UndefinedBehaviorSanitizer."""
+    environment = Environment(
+        this_interpreter(),
+        "asan",
+        (
+            "-Db_sanitize=address,undefined",
+            "-Db_lundef=false",
+            "-Ddebug=true",
+            "-Dchecks=true",
+            "-Dline_directives=true",
+        ),
+    )
+    prepare(environment, "test")()
+    libraries = [
+        command_output(["cc", f"-print-file-name={name}"]).strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    extra = {
+        # The interpreter itself is not instrumented, so the run-time library has
+        # to be there before it; its own leaks at exit are not our business.
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "PYTHONMALLOC": "malloc",
+    }
+    pytest(environment, ["--timeout=240", *(rest or SANITIZED_TESTS)], extra=extra)
+    return 0
+
+
+def docs(_options: argparse.Namespace, _rest: list[str]) -> int:
+    """Build the documentation; warnings and dead references are errors."""
+    environment = Environment(this_interpreter())
+    prepare(environment, "docs")()
+    target = BUILD / "docs"
+    return environment.call(["sphinx-build", "-W", "-n", "-q", "docs", target])
+
+
+def clean(options: argparse.Namespace, _rest: list[str]) -> int:
+    """Remove builds and environments (fetched interpreters only with --all)."""
+    shutil.rmtree(VENVS, ignore_errors=True)
+    for entry in BUILD.iterdir() if BUILD.exists() else ():
+        if entry.name.startswith("python-") and not options.all:
+            continue
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return 0
+
+
+VERBS = {
+    "bench": bench,
+    "test": test,
+    "quick": quick,
+    "lint": lint,
+    "type": types,
+    "asan": asan,
+    "docs": docs,
+    "build": build,
+    "clean": clean,
+}
+
+
+def main() -> int:
+    """Read the command line and run one verb."""
+    parser = argparse.ArgumentParser(
+        description="Build, test and measure aioqemu.",
+        epilog="Further arguments go to pytest or to benchmarks/run.py.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, function in VERBS.items():
+        line = (function.__doc__ or "").splitlines()[0]
+        verb = verbs.add_parser(name, help=line, add_help=name != "bench")
+        if name == "test":
+            verb.add_argument(
+                "--fetch",
+                action="store_true",
+                help="fetch Python 3.14 if it is not here; missing ones are errors",
+            )
+        if name == "clean":
+            verb.add_argument("--all", action="store_true")
+    options, rest = parser.parse_known_args()
+    if rest and rest[0] == "--":
+        del rest[0]
+    if rest and options.verb not in {"bench", "test", "quick", "asan"}:
+        parser.error(f"{options.verb} takes no further arguments: {' '.join(rest)}")
+    try:
+        return VERBS[options.verb](options, rest)
+    except Failure as failure:
+        print(f"dev.py: {failure}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, subprocess.TimeoutExpired) as stop:
+        print(f"dev.py: stopped ({type(stop).__name__})", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

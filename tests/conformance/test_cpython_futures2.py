@@ -1,0 +1,7 @@
+"""CPython's `test_asyncio.test_futures2` on every kind of loop."""
+
+from __future__ import annotations
+
+from .adapter import adapt
+
+globals().update(adapt("test_futures2"))

@@ -1,0 +1,7 @@
+"""CPython's `test_asyncio.test_staggered` on every kind of loop."""
+
+from __future__ import annotations
+
+from .adapter import adapt
+
+globals().update(adapt("test_staggered", since=(3, 13)))

@@ -1,0 +1,1 @@
+"""Small real programs of other projects' libraries, run on the loop."""

@@ -1,0 +1,1 @@
+"""Helpers that the tests share. Nothing here is collected as a test."""
