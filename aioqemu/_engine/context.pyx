@@ -29,7 +29,6 @@ from libc.stdint cimport int64_t
 from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
-from aioqemu._engine.fdmon cimport FdMon
 from aioqemu._engine.lists cimport done_pop
 from aioqemu._engine.lists cimport node_reap
 from aioqemu._engine.lists cimport ready_push
@@ -634,7 +633,7 @@ cdef class AioContext:
         current = self.st.table[fd] == node
         self._forget(node, self.fork_generation != fork_generation)
         if current:
-            held = self.owners.pop(fd, None)   # dropped last: it may run anything
+            _held = self.owners.pop(fd, None)   # dropped last: it may run anything
         self._changed(owner)
         return 0
 
@@ -894,7 +893,7 @@ cdef class AioContext:
     cdef bint _spin(self, int64_t timeout_ns) noexcept nogil:
         """Adaptive polling, on memory words only; True if there is something."""
         cdef int64_t start, end
-        cdef int i
+        cdef int _i
         if self.poll_ns == 0:
             return False
         start = aq_now_ns()
@@ -903,7 +902,7 @@ cdef class AioContext:
         # What was prepared must be with the kernel, or nothing can come of it.
         self.mon.wait(0)
         while True:
-            for i in range(32):
+            for _i in range(32):
                 if aq_load(&self.notified) or self.mon.has_work():
                     self.counts.polled_ns += aq_now_ns() - start
                     return True

@@ -16,7 +16,6 @@ from aioqemu._engine.fdmon cimport FdMon
 from aioqemu._engine.lists cimport ready_push
 from aioqemu._engine.lists cimport table_get
 from aioqemu._engine.types cimport AioHandler
-from aioqemu._sys.libc cimport EBADF
 from aioqemu._sys.libc cimport EEXIST
 from aioqemu._sys.libc cimport ENOENT
 from aioqemu._sys.libc cimport ENOSYS
@@ -156,7 +155,7 @@ cdef class FdMonEpoll(FdMon):
     cdef int outer_fd(self) noexcept:
         return self.epfd
 
-    cdef void close(self, bint child) noexcept:
+    cdef void close(self, bint child) noexcept:  # no-cython-lint
         if self.epfd >= 0:
             close(self.epfd)
             self.epfd = -1

@@ -165,7 +165,7 @@ cdef class FdMonPoll(FdMon):
     cdef int outer_fd(self) noexcept:
         return self.mirror_open()
 
-    cdef void close(self, bint child) noexcept:
+    cdef void close(self, bint child) noexcept:  # no-cython-lint
         if self.mirror >= 0:
             close(self.mirror)
             self.mirror = -1

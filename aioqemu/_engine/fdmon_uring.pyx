@@ -396,7 +396,7 @@ cdef class FdMonUring(FdMon):
             sqe.user_data = <uint64_t><uintptr_t>cqe | 1
         return sqe
 
-    cdef void close(self, bint child) noexcept:
+    cdef void close(self, bint child) noexcept:  # no-cython-lint
         if self.ring.fd < 0:
             pass
         elif child:

@@ -11,7 +11,6 @@ moves almost nothing.
 
 from cpython.mem cimport PyMem_RawFree
 from cpython.mem cimport PyMem_RawRealloc
-from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
 from cython cimport final

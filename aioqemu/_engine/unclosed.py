@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def warn_unclosed(

@@ -13,7 +13,6 @@ has a property of the same name in the subclass.  Where each field lies is in sh
 import asyncio
 
 from cpython.object cimport PyObject
-from cpython.object cimport PyTypeObject
 from cpython.object cimport visitproc
 
 from aioqemu._loop.layouts cimport AqHandleObject

@@ -89,7 +89,6 @@ cdef int64_t _deadline_ns(double when) noexcept:
 
 cdef int _fd_number(object fileobj) except -1:
     """The fd of an int or of an object with fileno(), as selectors has it."""
-    cdef int fd
     if isinstance(fileobj, int):
         number = fileobj
     else:

@@ -9,7 +9,6 @@ context is entered once a batch.  Addresses of the last sender and the last rece
 kept in both forms, the kernel's and Python's: an echo converts none.
 """
 
-import socket as _socket
 import sys
 import warnings
 from collections import deque as _deque

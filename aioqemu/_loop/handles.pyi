@@ -1,6 +1,5 @@
 import asyncio
-from contextvars import Context
-from typing import Any, NoReturn, final
+from typing import NoReturn
 
 from typing_extensions import disjoint_base
 

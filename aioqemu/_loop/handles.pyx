@@ -257,10 +257,18 @@ cdef int _cancel(object handle) except -1:
     Py_XDECREF(old)
     if h.nargs:
         h.nargs = 0
-        old = h.a0; h.a0 = NULL; Py_XDECREF(old)
-        old = h.a1; h.a1 = NULL; Py_XDECREF(old)
-        old = h.a2; h.a2 = NULL; Py_XDECREF(old)
-        old = h.args; h.args = NULL; Py_XDECREF(old)
+        old = h.a0
+        h.a0 = NULL
+        Py_XDECREF(old)
+        old = h.a1
+        h.a1 = NULL
+        Py_XDECREF(old)
+        old = h.a2
+        h.a2 = NULL
+        Py_XDECREF(old)
+        old = h.args
+        h.args = NULL
+        Py_XDECREF(old)
     return 0
 
 

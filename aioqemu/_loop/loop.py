@@ -54,12 +54,12 @@ class EventLoop(
 ):
     """An asyncio event loop whose engine is an `AioContext`.
 
-    Everything of `asyncio.AbstractEventLoop` is there, with the signatures, defaults and
-    exceptions of the running Python's stock loop.
+    Everything of `asyncio.AbstractEventLoop` is there, with the signatures, defaults
+    and exceptions of the running Python's stock loop.
 
     Args:
-        fdmon: "io_uring", "epoll" or "poll"; None or "auto" for the best that works (the
-            environment variable AIOQEMU_FDMON then decides if it is set).
+        fdmon: "io_uring", "epoll" or "poll"; None or "auto" for the best that works
+            (the environment variable AIOQEMU_FDMON then decides if it is set).
         poll_max_ns: longest adaptive polling before a wait, in ns; 0 switches it off.
         poll_grow: factor by which polling grows, 0 for 2.
         poll_shrink: divisor by which it shrinks, 0 for back to nothing.

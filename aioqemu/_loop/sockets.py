@@ -1,8 +1,9 @@
 """The sock_* coroutines: one operation on a non-blocking socket of the caller's.
 
-Try first, wait second: when the kernel has what is asked for, nothing but the operation
-itself happens.  A wait only learns that the socket is ready; the operation then runs in
-the task that asked, so that one cancelled meanwhile has taken nothing out of the socket.
+Try first, wait second: when the kernel has what is asked for, nothing but the
+operation itself happens.  A wait only learns that the socket is ready; the operation
+then runs in the task that asked, so that one cancelled meanwhile has taken nothing out
+of the socket.
 Knows nothing of transports; a socket that one of them owns is refused.
 """
 
@@ -197,9 +198,7 @@ class SocketsMixin(LoopBase):
             pass
         return await self._retry_sock(sock, True, "sendto", data, address)
 
-    async def sock_accept(
-        self, sock: socket.socket
-    ) -> tuple[socket.socket, Address]:
+    async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Address]:
         """Accept a connection (`loop.sock_accept`).
 
         A cancelled call has accepted nothing.

@@ -320,7 +320,6 @@ cdef class StreamTransport(TransportBase):
     # -- life -----------------------------------------------------------------------------
 
     def _start(self, waiter):
-        cdef LoopCore loop = self.loop
         try:
             self.protocol.connection_made(self)
         finally:
@@ -406,7 +405,6 @@ cdef class StreamTransport(TransportBase):
         return 0
 
     def _call_connection_lost(self, exc):
-        cdef LoopCore loop = self.loop
         protocol = self.protocol
         try:
             if self.connected:
@@ -701,6 +699,12 @@ cdef class StreamTransport(TransportBase):
     cdef int _drained(self) except -1:
         """Everything is sent."""
         self._maybe_resume()
+        if self.queued:
+            # The protocol had more to say (TLS its farewell), which goes out before a close.
+            if self.closing:
+                self.loop.flush_cancel(&self.flush_node)
+                return self._send_now()
+            return 0
         if self.empty_waiter is not None and not self.empty_waiter.done():
             self.empty_waiter.set_result(None)
         if self.closing:
