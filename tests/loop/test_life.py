@@ -210,7 +210,7 @@ def test_a_running_loop_is_not_run_again(any_loop: asyncio.AbstractEventLoop) ->
 
     async def main() -> None:
         with pytest.raises(
-            RuntimeError, match="Cannot run the event loop while another loop is runn"
+            RuntimeError, match="Cannot run the event loop while another loop is r"
         ):
             other.run_forever()
         if is_ours(any_loop):  # early 3.13 forgets that the loop runs
