@@ -1,9 +1,10 @@
 """Backends, contexts, loops and the guards that stand around every test.
 
-Options: ``--fdmon NAME`` (repeatable) picks backends, ``--require-fdmon`` makes a
-backend that the kernel refuses an error instead of a skip. ``AIOQEMU_FDMON``
-narrows the choice to one. The tests run against the installed package: the
-source tree is taken off ``sys.path`` before anything of it is imported.
+Options: ``--fdmon NAME`` (repeatable) picks backends, ``--no-control`` leaves stock
+asyncio out, ``--require-fdmon`` makes a backend that the kernel refuses an error
+instead of a skip. ``AIOQEMU_FDMON`` narrows the choice to one backend. The tests run
+against the installed package: the source tree is taken off ``sys.path`` before
+anything of it is imported.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run on this backend only (repeatable; default: all)",
     )
     group.addoption(
+        "--no-control",
+        action="store_true",
+        help="leave out what runs on stock asyncio, as the control of the backends",
+    )
+    group.addoption(
         "--require-fdmon",
         action="store_true",
         help="a backend that the kernel refuses is an error, not a skip",
@@ -83,10 +89,15 @@ def _insist(fdmon: str, config: pytest.Config) -> None:
     pytest.skip(reason)
 
 
+def _controls(config: pytest.Config) -> tuple[str, ...]:
+    return () if config.getoption("--no-control") else ("asyncio",)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = _chosen(metafunc.config)
     if "any_loop" in metafunc.fixturenames:
-        metafunc.parametrize("any_loop", [*names, "asyncio"], indirect=True)
+        loops = names + _controls(metafunc.config)
+        metafunc.parametrize("any_loop", loops, indirect=True)
     elif "fdmon" in metafunc.fixturenames:
         metafunc.parametrize("fdmon", names, indirect=True)
 
@@ -107,7 +118,10 @@ def pytest_asyncio_loop_factories(
 ) -> dict[str, LoopFactory]:
     """Run each async test on every backend, and on stock asyncio as control."""
     factories = {f"aioqemu-{name}": _factory(name, config) for name in _chosen(config)}
-    factories["asyncio"] = asyncio.SelectorEventLoop
+    marker = item.get_closest_marker("asyncio")
+    named = marker.kwargs.get("loop_factories", ()) if marker else ()
+    if _controls(config) or "asyncio" in named:
+        factories["asyncio"] = asyncio.SelectorEventLoop
     return factories
 
 

@@ -115,13 +115,17 @@ cdef class AioContext:
     cdef void wake(self) noexcept nogil
     # The longest that a wait may last, from bottom halves, queues and timers; -1: ever.
     cdef int64_t compute_timeout(self) noexcept
+    # The same for poll(), which leaves the loop's ready fds alone.
+    cdef int64_t _own_timeout(self) noexcept
     # Is there something to dispatch, as far as memory tells?
     cdef bint has_work(self) noexcept
     # Wait and collect.  Raises what a signal handler raised, or OSError if the backend
     # is gone.
     cdef int wait(self, int64_t timeout_ns) except -1
     # Completions, bottom halves, ready nodes, due timers.  The number of callbacks.
-    cdef Py_ssize_t dispatch_all(self) except -1
+    # Without `transports` their nodes stay where they are, for dispatch_transports.
+    cdef Py_ssize_t dispatch_all(self, bint transports) except -1
+    cdef Py_ssize_t dispatch_transports(self) except -1
     # Bind the context to the running thread; for the loop, when it starts.
     cdef int enter_thread(self) except -1
     cdef int check_usable(self) except -1
@@ -130,6 +134,7 @@ cdef class AioContext:
 
     # The rest is the context's own.
     cdef int _close(self) except -1
+    cdef int _check_made(self) except -1
     cdef int _check_home(self) except -1
     cdef int _unraisable(self, str message, object exc) except -1
     cdef int _grow_table(self, int fd) except -1

@@ -56,6 +56,7 @@ from aioqemu._sys.libc cimport EBADF
 from aioqemu._sys.libc cimport EEXIST
 from aioqemu._sys.libc cimport EINTR
 from aioqemu._sys.libc cimport EPOLL_CLOEXEC
+from aioqemu._sys.classes cimport refuse_new
 from aioqemu._sys.libc cimport EPOLL_CTL_ADD
 from aioqemu._sys.libc cimport EPERM
 from aioqemu._sys.libc cimport POLLERR
@@ -425,6 +426,11 @@ cdef class AioContext:
             raise RuntimeError("the AioContext belongs to the parent process")
         return 0
 
+    cdef int _check_made(self) except -1:
+        if self.mon is None:
+            raise RuntimeError("AioContext.__init__() was not called")
+        return 0
+
     def ref(self):
         """Take a reference (`aio_context_ref`); returns the context."""
         self.check_usable()
@@ -551,11 +557,16 @@ cdef class AioContext:
                            AioCallback io_write, object opaque) except NULL:
         cdef AioHandler *node
         cdef AioHandler *old
+        cdef stat_t st
         cdef int err
         self.check_usable()
         if fd < 0:
             raise ValueError(f"Invalid file descriptor: {fd}")
         if fd >= self.st.table_size:
+            # Open fds only: a wild number must not decide how much memory is taken.
+            if fstat(fd, &st) != 0:
+                err = errno
+                raise _os_error(err)
             self._grow_table(fd)
         if (owner == AIO_OWNER_LOOP or owner == AIO_OWNER_CONTEXT) and (
                 self.mon.name != "epoll"):
@@ -811,18 +822,25 @@ cdef class AioContext:
     # -- waiting ------------------------------------------------------------------------
 
     cdef int64_t compute_timeout(self) noexcept:
+        # What only the loop's own pass dispatches keeps no poll() from sleeping.
+        return 0 if self.st.ready_loop.head != NULL else self._own_timeout()
+
+    cdef int64_t _own_timeout(self) noexcept:
         cdef int64_t timeout = -1
-        cdef int64_t left
-        if self.bh_urgent or self.st.done_head != NULL or self.has_ready():
+        cdef int64_t left, now
+        if self.bh_urgent or self.st.done_head != NULL or (
+                self.st.ready_context.head != NULL):
             return 0
         if self.bh_idle:
             timeout = IDLE_NS
         if self.timers.due_head != NULL:
             return 0
         if self.timers.length:
-            left = self.timers.entries[0].deadline_ns - aq_now_ns()
-            if left <= 0:
+            left = self.timers.entries[0].deadline_ns
+            now = aq_now_ns()
+            if left <= now:
                 return 0
+            left -= now         # not before: a deadline may be far below zero
             if left > MAX_TIMEOUT_NS:
                 left = MAX_TIMEOUT_NS
             if timeout < 0 or left < timeout:
@@ -830,7 +848,8 @@ cdef class AioContext:
         return timeout
 
     cdef bint has_ready(self) noexcept:
-        return self.st.ready_context.head != NULL or self.st.ready_loop.head != NULL
+        return (self.st.ready_context.head != NULL or self.st.ready_loop.head != NULL
+                or self.st.ready_transport.head != NULL)
 
     cdef bint has_work(self) noexcept:
         return (self.bh_urgent != 0 or self.st.done_head != NULL or self.has_ready()
@@ -847,6 +866,8 @@ cdef class AioContext:
         cdef int err
         cdef int64_t began = 0
         cdef bint adaptive
+        if self.closed:         # by a callback of the loop that runs on it
+            raise RuntimeError("the AioContext is closed")
         self._start_monitor()
         err = self.mon.prepare()
         if err == 0:
@@ -997,7 +1018,16 @@ cdef class AioContext:
             self.counts.timers += n
         return n
 
-    cdef Py_ssize_t dispatch_all(self) except -1:
+    cdef Py_ssize_t dispatch_transports(self) except -1:
+        cdef AioHandler *node
+        cdef Py_ssize_t n = 0
+        while self.st.ready_transport.head != NULL:
+            node = self.st.ready_transport.head
+            ready_unlink(&self.st, node)
+            n += self._dispatch_node(node)
+        return n
+
+    cdef Py_ssize_t dispatch_all(self, bint transports) except -1:
         cdef AioHandler *node
         cdef Py_ssize_t n = 0
         aq_store(&self.notified, 0)      # before looking for work, so that none is missed
@@ -1012,6 +1042,8 @@ cdef class AioContext:
             node = self.st.ready_loop.head
             ready_unlink(&self.st, node)
             n += self._dispatch_node(node)
+        if transports and self.st.ready_transport.head != NULL:
+            n += self.dispatch_transports()
         if self.st.ready_context.head != NULL:
             n += self._dispatch_context()
         n += self._run_timers()
@@ -1131,7 +1163,7 @@ cdef class AioContext:
                 return progress
             if aq_exchange(&self.notified, 0):
                 progress = True          # draining the notifier counts
-            timeout = 0 if progress or not blocking else self.compute_timeout()
+            timeout = 0 if progress or not blocking else self._own_timeout()
             self._wait_context(timeout)
             if aq_exchange(&self.notified, 0):
                 progress = True
@@ -1148,7 +1180,7 @@ cdef class AioContext:
             self.counts.passes += 1
             if self.n_masked:
                 self._unmask()
-            self._wait_context(self.compute_timeout() if blocking else 0)
+            self._wait_context(self._own_timeout() if blocking else 0)
             told = aq_exchange(&self.notified, 0) != 0
             self.now_ns = aq_now_ns()
             progress = self._dispatch_done() > 0
@@ -1243,7 +1275,7 @@ cdef class AioContext:
         if self.n_masked:
             self._unmask()
         self.wait(0)
-        n = self.dispatch_all()
+        n = self.dispatch_all(True)
         if not self.closed:
             self.mon.flush()
         return n > 0
@@ -1253,10 +1285,12 @@ cdef class AioContext:
     @property
     def fdmon(self):
         """The name of the backend: "poll", "epoll" or "io_uring"."""
+        self._check_made()
         return self.mon.name
 
     def stats(self):
         """Counters since creation, and what the backend is; cheap, always on."""
+        self._check_made()
         return {
             "fdmon": self.mon.name,
             "fdmon_reason": self.reason,
@@ -1346,3 +1380,6 @@ cdef int _traverse(PyObject *op, visitproc visit, void *arg) noexcept:
 
 
 aq_traverse_set(<PyTypeObject *>AioContext, _traverse)
+refuse_new(<PyTypeObject *>BottomHalf)
+refuse_new(<PyTypeObject *>FdHandler)
+refuse_new(<PyTypeObject *>Timer)

@@ -3,7 +3,7 @@
 from libc.stdlib cimport free
 
 from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
-from aioqemu._engine.types cimport AIO_OWNER_INTERNAL
+from aioqemu._engine.types cimport AIO_OWNER_LOOP
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._engine.types cimport AioQueue
 from aioqemu._engine.types cimport AioState
@@ -13,7 +13,9 @@ from aioqemu._engine.types cimport CqeHandler
 cdef inline AioQueue *queue_of(AioState *st, AioHandler *node) noexcept nogil:
     if node.owner <= AIO_OWNER_CONTEXT:
         return &st.ready_context
-    return &st.ready_loop
+    if node.owner == AIO_OWNER_LOOP:
+        return &st.ready_loop
+    return &st.ready_transport
 
 
 cdef inline void ready_push(AioState *st, AioHandler *node, unsigned revents) noexcept nogil:

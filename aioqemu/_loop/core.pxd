@@ -41,7 +41,6 @@ cdef class LoopCore:
     cdef unsigned long thread      # ident of the running thread, 0 if not running
     cdef int blind_passes          # passes since the last look at the fds
     cdef int64_t last_look_ns
-    cdef bint fresh                # no pass has been made since the run began
     cdef FlushNode *flush_head
     cdef FlushNode *flush_tail
     cdef char *scratch_buffer

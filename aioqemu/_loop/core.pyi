@@ -1,11 +1,19 @@
 import asyncio
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any
+from typing import Any, TypeVarTuple
 
 from typing_extensions import disjoint_base
 
+from aioqemu._engine import context as engine
+
 from .aiocontext import AioContext
+
+_Ts = TypeVarTuple("_Ts")
+
+@disjoint_base
+class FdWatch:
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
 
 @disjoint_base
 class LoopCore:
@@ -27,7 +35,7 @@ class LoopCore:
     def _clock_resolution(self) -> float: ...
     @property
     def _n_ready(self) -> int: ...
-    def _init_core(self, context: AioContext) -> None: ...
+    def _init_core(self, context: engine.AioContext) -> None: ...
     def _close_core(self) -> None: ...
     def _enter_run(self) -> None: ...
     def _leave_run(self) -> None: ...
@@ -46,30 +54,28 @@ class LoopCore:
     def stats(self) -> dict[str, Any]: ...
     def call_soon(
         self,
-        callback: Callable[..., object],
-        /,
-        *args: Any,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
         context: Context | None = None,
     ) -> asyncio.Handle: ...
     def call_soon_threadsafe(
         self,
-        callback: Callable[..., object],
-        /,
-        *args: Any,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
         context: Context | None = None,
     ) -> asyncio.Handle: ...
     def call_later(
         self,
         delay: float,
-        callback: Callable[..., object],
-        *args: Any,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle: ...
     def call_at(
         self,
         when: float,
-        callback: Callable[..., object],
-        *args: Any,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle: ...
     def _add_reader(
@@ -81,10 +87,10 @@ class LoopCore:
     def _remove_reader(self, fd: int) -> bool: ...
     def _remove_writer(self, fd: int) -> bool: ...
     def add_reader(
-        self, fd: Any, callback: Callable[..., object], *args: Any
+        self, fd: Any, callback: Callable[[*_Ts], object], *args: *_Ts
     ) -> None: ...
     def add_writer(
-        self, fd: Any, callback: Callable[..., object], *args: Any
+        self, fd: Any, callback: Callable[[*_Ts], object], *args: *_Ts
     ) -> None: ...
     def remove_reader(self, fd: Any) -> bool: ...
     def remove_writer(self, fd: Any) -> bool: ...

@@ -41,6 +41,7 @@ from aioqemu._loop.handles cimport new_timer_handle
 from aioqemu._loop.layouts cimport AqHandleObject
 from aioqemu._loop.layouts cimport AqTimerObject
 from aioqemu._sys.atomic cimport aq_load
+from aioqemu._sys.classes cimport refuse_new
 from aioqemu._sys.libc cimport POLLIN
 from aioqemu._sys.libc cimport POLLOUT
 from aioqemu._sys.libc cimport aq_now_ns
@@ -202,6 +203,9 @@ cdef class LoopCore:
             raise RuntimeError(
                 "AioContext.poll() cannot be called from inside a task of its loop; "
                 "use 'await ctx.flushed()'")
+        if self.flush_head != NULL:
+            # The callback may wait there for the answer to what it has just written.
+            self.flush_all()
 
     # -- state --------------------------------------------------------------------------
 
@@ -472,6 +476,7 @@ cdef class LoopCore:
         cdef AioContext ctx = self.context
         cdef int64_t timeout = 0
         cdef bint look = True
+        cdef bint queued = self._n_ready != 0
         self.passes += 1
         if self._n_ready == 0 and not self.stopping:
             timeout = ctx.compute_timeout()
@@ -480,20 +485,26 @@ cdef class LoopCore:
             self.blind_passes += 1
             look = (self.blind_passes >= LOOK_PASSES
                     or aq_now_ns() - self.last_look_ns >= LOOK_NS
-                    or not self.fresh and ctx.mon.one_shot and ctx.mon.has_work())
-        self.fresh = False
+                    or ctx.mon.one_shot and ctx.mon.has_work())
         if look:
             ctx.wait(timeout)
-        ctx.dispatch_all()
+        ctx.dispatch_all(not queued)
         if look:
             self.blind_passes = 0
             self.last_look_ns = ctx.now_ns
         if self.flush_head != NULL:
             self.flush_all()
-        # Last, as the design has it: what fds, bottom halves and timers have just queued
-        # runs in this pass, one wait a message and not two.
+        # Last: what fds, bottom halves and timers have just queued runs in this pass, one
+        # wait a message and not two.
         if self._n_ready:
             self._run_ready()
+        # But a callback that was queued before the wait comes before the protocols: a task
+        # that is to wait for data must get to its first step before the data is delivered.
+        # There is no wait to be saved here: something is queued, or nothing came of it.
+        if queued:
+            ctx.dispatch_transports()
+            if self.flush_head != NULL:
+                self.flush_all()
         return 0
 
     def _enter_run(self):
@@ -508,12 +519,9 @@ cdef class LoopCore:
 
     def _run(self):
         """Make passes until `stop` was called."""
+        self._check_closed_()
         self.in_pass = True
-        # What was queued before the run starts before what fds have in store: a task that
-        # is to wait for data must get to its first step before the data is delivered.
-        self.last_look_ns = aq_now_ns()
-        self.blind_passes = 0
-        self.fresh = True
+        self.last_look_ns = 0       # the first pass looks
         try:
             while True:
                 self._pass()
@@ -766,6 +774,7 @@ cdef int _traverse(PyObject *op, visitproc visit, void *arg) noexcept:
 
 
 aq_core_traverse_set(<PyTypeObject *>LoopCore, _traverse)
+refuse_new(<PyTypeObject *>FdWatch)
 
 # Up to three arguments come in without a tuple; that is nobody's business.
 for _name in ("call_soon", "call_soon_threadsafe"):

@@ -21,6 +21,7 @@ from cpython.buffer cimport PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawMalloc
 from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
 from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint32_t
@@ -40,6 +41,7 @@ from aioqemu._loop.flow cimport report
 from aioqemu._loop.flow cimport water_marks
 from aioqemu._loop.handles cimport PyContext_Exit
 from aioqemu._loop.layouts cimport AqTransportObject
+from aioqemu._sys.classes cimport refuse_new
 from aioqemu._sys.inet cimport AF_INET
 from aioqemu._sys.inet cimport AF_INET6
 from aioqemu._sys.inet cimport AF_UNIX
@@ -186,7 +188,7 @@ cdef class DatagramTransport(DatagramTransportBase):
             parts.append("closing")
         if self.fd >= 0:
             parts.append(f"fd={self.fd}")
-            if not self.loop.closed:
+            if not self.loop.context.closed:
                 polling = self.node != NULL and self.node.events & POLLIN
                 parts.append("read=polling" if polling else "read=idle")
                 state = "polling" if self.queue else "idle"
@@ -521,6 +523,11 @@ cdef class DatagramTransport(DatagramTransportBase):
             while self.arrived and not (self.reading_paused or self.closing):
                 data, addr = self.arrived.pop(0)
                 self._call_received(data, addr)
+        except BaseException:
+            # It leaves the loop; the rest is for when the loop runs again.
+            if self.arrived and not self.reading_paused:
+                self.loop.soon(self._resume, NULL, NULL, self.ctx.copy())
+            raise
         finally:
             PyContext_Exit(<PyObject *>ctx)
         if self.closing:
@@ -733,3 +740,6 @@ cdef class DatagramTransport(DatagramTransportBase):
             self.writing_paused = False
             call_flow(self.loop, self, self.protocol, False)
         return 0
+
+
+refuse_new(<PyTypeObject *>DatagramTransport)

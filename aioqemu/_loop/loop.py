@@ -84,7 +84,7 @@ class EventLoop(
         }
         context = main_context.adopt(fdmon, **polling)
         if context is None:
-            context = AioContext(fdmon, **polling)
+            context = AioContext(fdmon, "seed", **polling)
         self._init_core(context)
         self._init_hooks()
         self._init_executor()

@@ -17,6 +17,7 @@ from cpython.bytes cimport PyBytes_CheckExact
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
 from cpython.ref cimport Py_INCREF
 
 from aioqemu._loop.core cimport SCRATCH_SIZE
@@ -34,6 +35,7 @@ from aioqemu._loop.flow cimport queue_push
 from aioqemu._loop.flow cimport report
 from aioqemu._loop.flow cimport water_marks
 from aioqemu._loop.layouts cimport AqTransportObject
+from aioqemu._sys.classes cimport refuse_new
 from aioqemu._sys.libc cimport EAGAIN
 from aioqemu._sys.libc cimport EINTR
 from aioqemu._sys.libc cimport EIO
@@ -572,3 +574,7 @@ cdef class WritePipeTransport(WriteTransportBase):
             self.writing_paused = False
             call_flow(self.loop, self, self.protocol, False)
         return 0
+
+
+refuse_new(<PyTypeObject *>ReadPipeTransport)
+refuse_new(<PyTypeObject *>WritePipeTransport)

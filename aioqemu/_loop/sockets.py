@@ -86,7 +86,8 @@ class SocketsMixin(LoopBase):
             return sock.recv(n)
         except (BlockingIOError, InterruptedError):
             pass
-        return await self._retry_sock(sock, False, "recv", n)
+        late: bytes = await self._retry_sock(sock, False, "recv", n)
+        return late
 
     async def sock_recv_into(self, sock: socket.socket, buf: WriteableBuffer) -> int:
         """Receive into a buffer; else as `sock_recv`.
@@ -103,7 +104,8 @@ class SocketsMixin(LoopBase):
             return sock.recv_into(buf)
         except (BlockingIOError, InterruptedError):
             pass
-        return await self._retry_sock(sock, False, "recv_into", buf)
+        late: int = await self._retry_sock(sock, False, "recv_into", buf)
+        return late
 
     async def sock_recvfrom(
         self, sock: socket.socket, bufsize: int
@@ -122,7 +124,10 @@ class SocketsMixin(LoopBase):
             return sock.recvfrom(bufsize)
         except (BlockingIOError, InterruptedError):
             pass
-        return await self._retry_sock(sock, False, "recvfrom", bufsize)
+        late: tuple[bytes, Address] = await self._retry_sock(
+            sock, False, "recvfrom", bufsize
+        )
+        return late
 
     async def sock_recvfrom_into(
         self, sock: socket.socket, buf: WriteableBuffer, nbytes: int = 0
@@ -144,7 +149,10 @@ class SocketsMixin(LoopBase):
             return sock.recvfrom_into(buf, nbytes)
         except (BlockingIOError, InterruptedError):
             pass
-        return await self._retry_sock(sock, False, "recvfrom_into", buf, nbytes)
+        late: tuple[int, Address] = await self._retry_sock(
+            sock, False, "recvfrom_into", buf, nbytes
+        )
+        return late
 
     async def sock_sendall(self, sock: socket.socket, data: ReadableBuffer) -> None:
         """Send all of ``data`` to the connected peer (`loop.sock_sendall`).
@@ -196,7 +204,8 @@ class SocketsMixin(LoopBase):
             return sock.sendto(data, address)
         except (BlockingIOError, InterruptedError):
             pass
-        return await self._retry_sock(sock, True, "sendto", data, address)
+        late: int = await self._retry_sock(sock, True, "sendto", data, address)
+        return late
 
     async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Address]:
         """Accept a connection (`loop.sock_accept`).

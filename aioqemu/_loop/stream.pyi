@@ -1,6 +1,6 @@
 import asyncio
 import socket
-from typing import Any, NoReturn
+from typing import Any
 
 from typing_extensions import disjoint_base
 
@@ -8,7 +8,7 @@ from .core import LoopCore
 
 @disjoint_base
 class StreamTransport(asyncio.Transport):
-    def __init__(self) -> NoReturn: ...
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
 
 def make_stream_transport(
     loop: LoopCore,

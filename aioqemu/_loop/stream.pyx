@@ -25,6 +25,7 @@ from cpython.bytes cimport PyBytes_CheckExact
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint32_t
 
@@ -43,6 +44,7 @@ from aioqemu._loop.flow cimport report
 from aioqemu._loop.flow cimport water_marks
 from aioqemu._loop.handles cimport PyContext_Exit
 from aioqemu._loop.layouts cimport AqTransportObject
+from aioqemu._sys.classes cimport refuse_new
 from aioqemu._sys.libc cimport EAGAIN
 from aioqemu._sys.libc cimport EBADF
 from aioqemu._sys.libc cimport EINTR
@@ -113,9 +115,12 @@ cdef int _flush(void *opaque) except -1:
 cdef StreamTransport new_stream_transport(
         LoopCore loop, object sock, object protocol, object waiter, object extra,
         object server):
-    cdef StreamTransport t = StreamTransport.__new__(StreamTransport)
+    cdef StreamTransport t
     cdef dict info = dict(extra) if extra else {}
-    cdef AqTransportObject *base = <AqTransportObject *><PyObject *>t
+    cdef AqTransportObject *base
+    loop._ensure_fd_no_transport(sock)     # before the socket is ours to close
+    t = StreamTransport.__new__(StreamTransport)
+    base = <AqTransportObject *><PyObject *>t
     t.loop = loop
     t.sock = sock
     t.fd = sock.fileno()
@@ -131,7 +136,6 @@ cdef StreamTransport new_stream_transport(
             info["peername"] = sock.getpeername()
         except OSError:
             info["peername"] = None
-    loop._ensure_fd_no_transport(t.fd)
     t._set_protocol(protocol)
     if (sock.family == AF_INET or sock.family == AF_INET6) and sock.type == SOCK_STREAM \
             and sock.proto in (0, IPPROTO_TCP):
@@ -189,7 +193,7 @@ cdef class StreamTransport(TransportBase):
             parts.append("closing")
         if self.fd >= 0:
             parts.append(f"fd={self.fd}")
-            if self.loop is not None and not self.loop.closed:
+            if self.loop is not None and not self.loop.context.closed:
                 polling = (self.node != NULL and self.node.events & POLLIN)
                 parts.append("read=polling" if polling else "read=idle")
                 state = "polling" if self.blocked else "idle"
@@ -700,6 +704,8 @@ cdef class StreamTransport(TransportBase):
         """Everything is sent."""
         self._maybe_resume()
         if self.queued:
+            return 0        # the protocol has written more, which goes first
+        if self.queued:
             # The protocol had more to say (TLS its farewell), which goes out before a close.
             if self.closing:
                 self.loop.flush_cancel(&self.flush_node)
@@ -781,3 +787,6 @@ cdef class StreamTransport(TransportBase):
 
     def _reset_empty_waiter(self):
         self.empty_waiter = None
+
+
+refuse_new(<PyTypeObject *>StreamTransport)

@@ -52,11 +52,14 @@ def pytest_collection_modifyitems(
 ) -> None:
     """Drop the backends that are not asked for; skip those that cannot run."""
     wanted = backends.chosen(config.getoption("--fdmon"))
+    control = not config.getoption("--no-control")
     dropped = []
     kept = []
     for item in items:
         kind = _kind(item)
-        if kind is not None and not kind.is_control and kind.name not in wanted:
+        if kind is not None and not (
+            control if kind.is_control else kind.name in wanted
+        ):
             dropped.append(item)
             continue
         kept.append(item)
