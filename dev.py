@@ -44,9 +44,26 @@ IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 REQUIRED = ("3.11", "3.12", "3.13", "3.14")
 VERSIONS = (*REQUIRED, "3.15")
 BACKENDS = ("poll", "epoll", "io_uring")
-# What depends on the interpreter; the rest of the suite runs on one of them.
-CONFORMANCE_TESTS = ("tests/conformance",)
 OWN_TESTS = ("tests/engine", "tests/loop")
+# CPython's tests that are about tasks and futures more than about a loop.
+LOOP_FREE = tuple(
+    f"tests/conformance/test_cpython_{name}.py"
+    for name in (
+        "eager_task_factory",
+        "free_threading",
+        "futures",
+        "futures2",
+        "graph",
+        "locks",
+        "queues",
+        "staggered",
+        "taskgroups",
+        "tasks",
+        "threads",
+        "timeouts",
+        "waitfor",
+    )
+)
 FAST = "not slow and not integration"
 
 
@@ -123,7 +140,9 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     variants |= {f"AIOQEMU_FDMON={name}": {"AIOQEMU_FDMON": name} for name in BACKENDS}
     for name, extra in variants.items():
         words = ["--no-control", "-m", FAST, *rest]
-        steps.run(f"tests with {name}", partial(pytest, environment, words, extra=extra))
+        steps.run(
+            f"tests with {name}", partial(pytest, environment, words, extra=extra)
+        )
     steps.run(f"whole suite on {label}", partial(pytest, environment, rest))
     steps.table()
     return steps.exit_code
@@ -132,15 +151,15 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
 def everywhere(steps: Steps, environment: Environment, rest: Sequence[str]) -> None:
     """Run what every interpreter has to pass.
 
-    CPython's tests on each backend and on the control; the project's own, fast ones
-    on the default backend: what they hold has little to do with the interpreter,
-    and the main one runs them all on each backend.
+    CPython's tests of loops run on each backend and on the control. The project's own
+    and what is about tasks run on the default backend: they have less to do with the
+    interpreter, and the main one runs all on each backend.
     """
     label = f"Python {environment.interpreter.version}"
-    conformance = [*CONFORMANCE_TESTS, *rest]
-    steps.run(f"conformance on {label}", partial(pytest, environment, conformance))
+    loops = ["tests/conformance", *(f"--ignore={path}" for path in LOOP_FREE), *rest]
+    steps.run(f"conformance on {label}", partial(pytest, environment, loops))
     own = ["--fdmon", default_backend(environment), "--no-control", "-m", FAST]
-    own += [*OWN_TESTS, *rest]
+    own += [*OWN_TESTS, *LOOP_FREE, *rest]
     steps.run(f"tests on {label}", partial(pytest, environment, own))
 
 
@@ -244,16 +263,28 @@ def asan(_options: argparse.Namespace, rest: list[str]) -> int:
         command_output(["cc", f"-print-file-name={name}"]).strip()
         for name in ("libasan.so", "libubsan.so")
     ]
+    # A test's stderr is captured and dies with its process: reports go to files.
+    reports = BUILD / "sanitizers"
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir()
+    log = f"log_path={reports / 'report'}"
     extra = {
         # The interpreter itself is not instrumented, so the run-time library has
         # to be there before it; its own leaks at exit are not our business.
         "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1",
-        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "ASAN_OPTIONS": f"detect_leaks=0:detect_stack_use_after_return=1:{log}",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:halt_on_error=1:{log}",
         "PYTHONMALLOC": "malloc",
     }
     words = ["--timeout=240", "--no-control", *(rest or [*OWN_TESTS, "-m", FAST])]
-    pytest(environment, words, extra=extra)
+    try:
+        pytest(environment, words, extra=extra)
+    finally:
+        found = sorted(reports.iterdir())
+        for report in found:
+            print(f"\n--- {report.name}\n{report.read_text(errors='replace')}")
+    if found:
+        raise Failure(f"the sanitizers wrote {len(found)} reports, see above")
     return 0
 
 

@@ -7,6 +7,7 @@ shutting generators and the executor down) are asyncio's own of the running vers
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ._loop.loop import EventLoop
@@ -71,11 +72,23 @@ def run(main: Awaitable[_T], *, debug: bool | None = None, **options: Any) -> _T
     # Before anything is made, as asyncio.run() does it.
     if _is_running():
         raise RuntimeError("aioqemu.run() cannot be called from a running event loop")
-    with asyncio.Runner(
-        debug=debug, loop_factory=lambda: new_event_loop(**options)
-    ) as runner:
+    with _Runner(debug=debug, loop_factory=lambda: new_event_loop(**options)) as runner:
         # Runner.run() is typed for coroutines; what it takes depends on the version.
         return runner.run(cast("Any", main))  # type: ignore[no-any-return]
+
+
+class _Runner(asyncio.Runner):  # type: ignore[misc]  # final for typeshed only
+    """A runner that lets a forked child leave through it, by `sys.exit()` say."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._pid = os.getpid()
+
+    def close(self) -> None:
+        if os.getpid() == self._pid:
+            super().close()
+        # In a child the loop cannot run, so nothing can be cancelled or shut down; what
+        # it has is the parent's, which goes on.
 
 
 def _is_running() -> bool:

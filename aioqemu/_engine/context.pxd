@@ -16,6 +16,9 @@ from aioqemu._engine.types cimport AioState
 from aioqemu._engine.types cimport AioTimer
 from aioqemu._sys.atomic cimport aq_atomic_int
 
+# Raised by one in every forked child; a context of the parent is dead there.
+cdef int fork_generation
+
 cdef struct BhNode:
     BhNode *prev             # in the list of scheduled ones, or in the running slice
     BhNode *next

@@ -92,8 +92,7 @@ cdef enum:
 
 cdef int64_t MAX_TIMEOUT_NS = 0x7fffffff * <int64_t>1000000
 
-# Raised by one in every forked child; a context of the parent is dead there.
-cdef int fork_generation = 0
+fork_generation = 0
 
 
 cdef void _after_fork() noexcept nogil:
@@ -608,6 +607,8 @@ cdef class AioContext:
         cdef int err
         if self.closed or node.events == events:
             return 0
+        if self.fork_generation != fork_generation:
+            return 0            # the monitor is the parent's; its ring is not even mapped
         node.events = events
         err = self.mon.update(node)
         self._changed(node.owner)
@@ -823,7 +824,9 @@ cdef class AioContext:
 
     cdef int64_t compute_timeout(self) noexcept:
         # What only the loop's own pass dispatches keeps no poll() from sleeping.
-        return 0 if self.st.ready_loop.head != NULL else self._own_timeout()
+        if self.st.ready_loop.head != NULL or self.st.ready_transport.head != NULL:
+            return 0
+        return self._own_timeout()
 
     cdef int64_t _own_timeout(self) noexcept:
         cdef int64_t timeout = -1
@@ -866,8 +869,7 @@ cdef class AioContext:
         cdef int err
         cdef int64_t began = 0
         cdef bint adaptive
-        if self.closed:         # by a callback of the loop that runs on it
-            raise RuntimeError("the AioContext is closed")
+        self.check_usable()     # a callback of the loop may have closed it, or forked
         self._start_monitor()
         err = self.mon.prepare()
         if err == 0:
@@ -959,7 +961,8 @@ cdef class AioContext:
             return 1
         if node.owner == AIO_OWNER_INTERNAL:
             node.io_read(node.opaque)
-            self.mon.update(node)
+            if self.fork_generation == fork_generation:
+                self.mon.update(node)
             return 0
         self.counts.fd_events += 1
         node.walking += 1
@@ -978,7 +981,7 @@ cdef class AioContext:
             node.walking -= 1
             if node.deleted:
                 node_reap(&self.st, node)
-            elif node.armed == 0:
+            elif node.armed == 0 and self.fork_generation == fork_generation:
                 self.mon.update(node)
         return 1
 
@@ -1059,7 +1062,7 @@ cdef class AioContext:
         if masked:
             ready_unlink(&self.st, node)
             node.revents = 0
-        if self.mon.one_shot:
+        if self.mon.one_shot and self.fork_generation == fork_generation:
             self.mon.update(node)
         return 0
 
@@ -1276,7 +1279,7 @@ cdef class AioContext:
             self._unmask()
         self.wait(0)
         n = self.dispatch_all(True)
-        if not self.closed:
+        if not self.closed and self.fork_generation == fork_generation:
             self.mon.flush()
         return n > 0
 

@@ -49,6 +49,7 @@ from aioqemu._sys.libc cimport epoll_ctl
 from aioqemu._sys.libc cimport epoll_event
 from aioqemu._sys.libc cimport errno
 from aioqemu._sys.libc cimport eventfd
+from aioqemu._sys.libc cimport pthread_atfork
 from aioqemu._sys.uring cimport AQ_FEAT_EXT_ARG
 from aioqemu._sys.uring cimport AQ_FEAT_NODROP
 from aioqemu._sys.uring cimport AQ_OP_ASYNC_CANCEL
@@ -137,10 +138,23 @@ def unavailable():
     return None
 
 
+# Raised in every forked child, where the parent's rings are not mapped any more.
+cdef int forks = 0
+
+
+cdef void _after_fork() noexcept nogil:
+    global forks
+    forks += 1
+
+
+pthread_atfork(NULL, NULL, _after_fork)
+
+
 @final
 cdef class FdMonUring(FdMon):
     cdef aq_ring ring
     cdef int ring_eventfd      # registered with the ring for outer_fd, or -1
+    cdef int forks             # when it was made; another number: a child's copy
     cdef int dead              # the -errno with which the ring stopped working
 
     def __cinit__(self):
@@ -149,6 +163,7 @@ cdef class FdMonUring(FdMon):
         self.name = "io_uring"
         self.one_shot = True
         self.ring_eventfd = -1
+        self.forks = forks
         self.dead = 0
 
     def __dealloc__(self):
@@ -218,7 +233,7 @@ cdef class FdMonUring(FdMon):
     cdef int _arm(self, AioHandler *node) noexcept:
         cdef uint32_t wanted = 0 if node.masked else node.events
         cdef aq_sqe *sqe
-        if self.ring.fd < 0:
+        if self.ring.fd < 0 or self.forks != forks:
             return 0            # start() arms everything
         if node.armed == 0:
             if wanted == 0 or node.queued or node.pending:
@@ -313,7 +328,7 @@ cdef class FdMonUring(FdMon):
         return ret
 
     cdef bint has_work(self) noexcept nogil:
-        return self.ring.fd >= 0 and (
+        return self.ring.fd >= 0 and self.forks == forks and (
             aq_cq_ready(&self.ring) != 0 or aq_needs_enter(&self.ring))
 
     cdef int collect(self) noexcept:
@@ -353,7 +368,7 @@ cdef class FdMonUring(FdMon):
     cdef int flush(self) noexcept:
         cdef int ret = 0
         cdef uint32_t pending
-        if self.ring.fd < 0 or self.waiting:
+        if self.ring.fd < 0 or self.waiting or self.forks != forks:
             return 0
         pending = aq_sq_pending(&self.ring)
         if pending:

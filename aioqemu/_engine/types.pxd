@@ -60,7 +60,7 @@ cdef struct AioState:
     uint32_t generation
     AioQueue ready_context   # nodes that poll() may dispatch
     AioQueue ready_loop      # nodes of add_reader: only the loop's pass dispatches them
-    AioQueue ready_transport # nodes of transports: likewise
+    AioQueue ready_transport  # nodes of transports: likewise
     AioHandler *zombies      # deleted, but the kernel still holds a request
     CqeHandler *done_head    # completions to dispatch
     CqeHandler *done_tail

@@ -93,9 +93,12 @@ class ConnectMixin(LoopBase):
             try:
                 sock.bind(address)
             except OSError as exc:
+                why = str(exc)
+                if sys.version_info < (3, 13) and exc.strerror:
+                    why = exc.strerror
                 message = (
                     f"error while attempting to bind on address "
-                    f"{address!r}: {str(exc).lower()}"
+                    f"{address!r}: {why.lower()}"
                 )
                 failures.append(OSError(exc.errno, message))
             else:

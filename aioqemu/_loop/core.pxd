@@ -57,6 +57,8 @@ cdef class LoopCore:
     cdef int flush_later(self, FlushNode *node, FlushCallback flush, object owner) except -1
     cdef int flush_cancel(self, FlushNode *node) noexcept
     cdef int flush_all(self) except -1
+    # Whether this process is a forked child of the loop's.
+    cdef bint in_child(self) noexcept
     # A buffer of SCRATCH_SIZE bytes, valid until the next call of anything.
     cdef char *scratch(self) except NULL
     # Call protocol code: an exception that is set goes to the exception handler, but for

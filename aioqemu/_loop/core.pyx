@@ -27,12 +27,14 @@ from libc.stdint cimport int64_t
 from libc.stdint cimport uint32_t
 
 from aioqemu._engine.context cimport AioContext
+from aioqemu._engine.context cimport fork_generation
 from aioqemu._engine.timers cimport TimerHeap
 from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
 from aioqemu._engine.types cimport AIO_OWNER_LOOP
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._loop.handles cimport HANDLE_CANCELLED
 from aioqemu._loop.handles cimport HANDLE_QUEUED
+from aioqemu._loop.handles cimport HANDLE_SHARED
 from aioqemu._loop.handles cimport Handle
 from aioqemu._loop.handles cimport TimerHandle
 from aioqemu._loop.handles cimport handle_call
@@ -60,6 +62,8 @@ cdef enum:
 cdef object _unset = object()
 cdef object _Future = asyncio.Future
 cdef int64_t NEVER_NS = 0x7fffffffffffffff
+# Whether a handle's methods may be called from other threads, as far as asyncio promises.
+cdef bint _handles_shared = sys.version_info >= (3, 14)
 
 
 cdef int _raise_current() except -1:
@@ -364,6 +368,8 @@ cdef class LoopCore:
                 None, context)
         if self.debug:
             handle._source_traceback = extract_stack(sys._getframe())
+        if _handles_shared:
+            (<AqHandleObject *><PyObject *>handle).flags |= HANDLE_SHARED
         # The GIL makes the append atomic, and the loop looks at its queue with the GIL
         # held before it announces that it may sleep; only after that must it be woken.
         self.append(<PyObject *>handle)
@@ -477,6 +483,8 @@ cdef class LoopCore:
         cdef int64_t timeout = 0
         cdef bint look = True
         cdef bint queued = self._n_ready != 0
+        if self.in_child():
+            ctx.check_usable()      # raises
         self.passes += 1
         if self._n_ready == 0 and not self.stopping:
             timeout = ctx.compute_timeout()
@@ -531,7 +539,8 @@ cdef class LoopCore:
             self.in_pass = False
             if self.flush_head != NULL:
                 self.flush_all()
-            self.context.mon.flush()    # what was closed is closed when we return
+            if not self.in_child():
+                self.context.mon.flush()    # what was closed is closed when we return
 
     # -- output -------------------------------------------------------------------------
 
@@ -570,8 +579,16 @@ cdef class LoopCore:
         Py_DECREF(<object>node.owner)
         return 0
 
+    cdef bint in_child(self) noexcept:
+        return self.context.fork_generation != fork_generation
+
     cdef int flush_all(self) except -1:
         cdef FlushNode *node
+        if self.in_child():
+            # The parent sends what was written before the fork.
+            while self.flush_head != NULL:
+                self.flush_cancel(self.flush_head)
+            return 0
         while self.flush_head != NULL:
             node = self.flush_head
             self.flush_head = node.next

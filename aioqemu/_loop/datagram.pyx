@@ -376,6 +376,8 @@ cdef class DatagramTransport(DatagramTransportBase):
                 self._learn_sockname()
                 self._forget_fd()
                 self.sock = None
+                # Or a request on a ring goes on holding the file, and the address.
+                self.loop.context.mon.flush()
                 sock.close()
             self.protocol = self.received = None
             self.arrived.clear()

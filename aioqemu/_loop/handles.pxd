@@ -15,6 +15,8 @@ cdef enum:
     HANDLE_RUNNING = 2     # its callback is on the stack: cancel() keeps the fields
     HANDLE_QUEUED = 4      # in the ready queue
     HANDLE_TIMER = 8       # a TimerHandle
+    HANDLE_SHARED = 16     # of call_soon_threadsafe: other threads wait for its end
+    HANDLE_AWAITED = 32    # such a thread waits now
 
 cdef class Handle(HandleBase):
     pass
@@ -29,6 +31,8 @@ cdef Handle new_handle(object loop, object callback, PyObject *a, PyObject *b,
 cdef TimerHandle new_timer_handle(object loop, object callback, tuple args,
                                   object context, double when)
 cdef tuple handle_args(AqHandleObject *h)
+# Wakes the threads that wait for the end of a callback.  No exception may be set.
+cdef void handle_ended(AqHandleObject *h) noexcept
 
 cdef extern from "Python.h":
     int PyContext_Enter(PyObject *)
@@ -61,8 +65,12 @@ cdef inline int handle_call(AqHandleObject *h) noexcept:
     h.flags &= ~<unsigned int>HANDLE_RUNNING
     if result != NULL:
         Py_DecRef(result)
+        if h.flags & HANDLE_AWAITED:
+            handle_ended(h)
         return PyContext_Exit(h.context)
     PyErr_Fetch(&t, &v, &tb)
+    if h.flags & HANDLE_AWAITED:
+        handle_ended(h)
     PyContext_Exit(h.context)
     PyErr_Restore(t, v, tb)
     return -1

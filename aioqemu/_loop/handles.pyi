@@ -1,7 +1,6 @@
 import asyncio
 from contextvars import Context
 
-
 class Handle(asyncio.Handle):
     def __init__(self, *args: object, **kwargs: object) -> None: ...
     def get_context(self) -> Context: ...

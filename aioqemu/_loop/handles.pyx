@@ -5,8 +5,11 @@ Both classes have a free list of their own (Cython's are not for subtypes), so t
 deallocate by hand.
 """
 
+import threading
+
 from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
+from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
 from cpython.ref cimport Py_XDECREF
@@ -67,6 +70,9 @@ cdef Py_ssize_t n_free_timers = 0
 cdef PyTypeObject *HANDLE_TYPE = NULL
 cdef PyTypeObject *TIMER_TYPE = NULL
 
+# For threads that wait for the end of a callback: one for all, they are that rare.
+cdef object _ended = threading.Condition()
+
 
 cdef void _dealloc_handle(PyObject *op) noexcept:
     global n_free_handles
@@ -104,11 +110,17 @@ cdef class Handle(HandleBase):
         raise TypeError("handles are made by the loop")
 
     def cancel(self):
-        """Do not call the callback.  Twice, or after the call, does nothing more."""
+        """Do not call the callback.  Twice, or after the call, does nothing more.
+
+        From Python 3.14 on, for a handle of `call_soon_threadsafe`: in a thread other
+        than the loop's it waits until a callback that has begun is done.
+        """
+        _wait_for_end(self)
         _cancel(self)
 
     def cancelled(self):
-        """Whether `cancel` was called."""
+        """Whether `cancel` was called.  Waits as `cancel` does."""
+        _wait_for_end(self)
         return (<AqHandleObject *>self).flags & HANDLE_CANCELLED != 0
 
     def get_context(self):
@@ -236,6 +248,26 @@ cdef int _set_traceback(AqHandleObject *h, object value) except -1:
         h.traceback = <PyObject *>value
     Py_XDECREF(old)
     return 0
+
+
+cdef int _wait_for_end(object handle) except -1:
+    cdef AqHandleObject *h = <AqHandleObject *><PyObject *>handle
+    if h.flags & HANDLE_SHARED == 0 or h.flags & HANDLE_RUNNING == 0:
+        return 0
+    if (<object>h.loop)._thread_id == PyThread_get_thread_ident():
+        return 0        # its callback asks about itself
+    with _ended:
+        while h.flags & HANDLE_RUNNING:
+            # Said anew each time: whoever ends a callback takes the mark away.
+            h.flags |= HANDLE_AWAITED
+            _ended.wait()
+    return 0
+
+
+cdef void handle_ended(AqHandleObject *h) noexcept:
+    h.flags &= ~<unsigned int>HANDLE_AWAITED
+    with _ended:
+        _ended.notify_all()
 
 
 cdef int _cancel(object handle) except -1:

@@ -520,6 +520,8 @@ cdef class WritePipeTransport(WriteTransportBase):
         cdef ssize_t n
         cdef int count, err
         cdef bint full = False
+        if self.loop.in_child():
+            queue_clear(&self.queue)    # the pipe is the parent's as well
         while self.queue.size:
             count = queue_iov(&self.queue, iov, &asked)
             n = writev(self.fd, iov, count)

@@ -200,9 +200,12 @@ class ServeMixin(LoopBase):
             try:
                 sock.bind(address)
             except OSError as exc:
+                why = str(exc)
+                if sys.version_info < (3, 13) and exc.strerror:
+                    why = exc.strerror
                 message = (
                     f"error while attempting to bind on address "
-                    f"{address!r}: {str(exc).lower()}"
+                    f"{address!r}: {why.lower()}"
                 )
                 if exc.errno == errno.EADDRNOTAVAIL and sys.version_info >= (3, 13):
                     # The family may be known and switched off.

@@ -157,6 +157,8 @@ def make_stream_transport(LoopCore loop not None, sock, protocol, waiter=None, *
 
 
 cdef bint _server_takes_transport = sys.version_info >= (3, 13)
+cdef str _data_kinds = (
+    "bytes, bytearray, or memoryview" if sys.version_info >= (3, 14) else "bytes-like")
 
 
 cdef int _attach(object server, object transport) except -1:
@@ -211,6 +213,7 @@ cdef class StreamTransport(TransportBase):
     cdef int _drop_socket(self) except -1:
         self._unregister()
         self._forget_fd()
+        self.loop.context.mon.flush()
         self.sock.close()
         self.sock = None
         if self.server is not None:
@@ -425,6 +428,9 @@ cdef class StreamTransport(TransportBase):
                         info["sockname"] = None
                 self._forget_fd()
                 self.sock = None
+                # On io_uring a request may still hold the file, which close() would then
+                # not close; what takes it back goes to the kernel first.
+                self.loop.context.mon.flush()
                 sock.close()
             self.protocol = None
             self.data_received = self.get_buffer = self.buffer_updated = None
@@ -583,7 +589,7 @@ cdef class StreamTransport(TransportBase):
         if not PyBytes_CheckExact(data) and not isinstance(
                 data, (bytes, bytearray, memoryview)):
             raise TypeError(
-                "data argument must be a bytes-like object, "
+                f"data argument must be a {_data_kinds} object, "
                 f"not {type(data).__name__!r}")
         self._check_writable()
         self._write(data)
@@ -628,6 +634,8 @@ cdef class StreamTransport(TransportBase):
         cdef ssize_t n
         cdef int err
         cdef char *p
+        if self.loop.in_child():
+            self._clear_queue()     # the socket is the parent's as well
         while self.queued:
             count = len(self.queue) - self.queue_start
             if count == 1:

@@ -73,6 +73,13 @@ class Kind:
             for attr in ("SelectorEventLoop", "EventLoop"):
                 if hasattr(asyncio, attr):
                     stack.enter_context(mock.patch.object(asyncio, attr, name))
+            # CPython's tests ask what `call_soon_threadsafe` gives by a private name.
+            if hasattr(asyncio.events, "_ThreadSafeHandle"):
+                stack.enter_context(
+                    mock.patch.object(
+                        asyncio.events, "_ThreadSafeHandle", asyncio.Handle
+                    )
+                )
             if _POLICY is not None:
                 stack.enter_context(
                     mock.patch.object(_POLICY, "_loop_factory", staticmethod(name))
