@@ -252,6 +252,22 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         versions=((3, 12), (3, 99)),
     ),
     Exclusion(
+        "mocks the socket module, and the mocked socket has no fd to ask for",
+        (
+            "test_base_events.BaseEventLoopWithSelectorTests"
+            ".test_create_connection_connect_non_os_err_close_err",
+        ),
+        versions=((3, 14), (3, 99)),
+    ),
+    Exclusion(
+        "mocks the private routine in which the stock loop lets its attempts race",
+        (
+            "test_base_events.BaseEventLoopWithSelectorTests"
+            ".test_create_connection_happy_eyeballs_empty_exceptions",
+        ),
+        versions=((3, 14), (3, 99)),
+    ),
+    Exclusion(
         "takes out of the socket module what every Linux has",
         (
             "test_base_events.BaseEventLoopWithSelectorTests"

@@ -140,6 +140,7 @@ async def main():
     pid = os.fork()
     if pid == 0:
         transport.write(b"child's")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)    # a task that nobody awaits
         sys.exit(3)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     await asyncio.sleep(0.01)
