@@ -219,7 +219,7 @@ def guards(request: pytest.FixtureRequest) -> Iterator[None]:
     errors = ErrorLog()
     logger = logging.getLogger("asyncio")
     logger.addHandler(errors)
-    gc.collect()
+    gc.collect(1)  # what there is, is young: the last guard collected the rest
     before = Snapshot()
     pid = os.getpid()
     try:
@@ -228,6 +228,7 @@ def guards(request: pytest.FixtureRequest) -> Iterator[None]:
         logger.removeHandler(errors)
     assert os.getpid() == pid, "a forked child came back into the test runner"
     gc.collect()
+    gc.freeze()  # what outlives a test need not be walked after each further one
     keywords = request.node.keywords
     problems = [] if "leaves_threads" in keywords else before.leaks()
     if "loop_errors" not in keywords:

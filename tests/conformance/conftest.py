@@ -83,11 +83,12 @@ def guards(request: pytest.FixtureRequest) -> Iterator[None]:
     Unlike the guard of the other tests it lets errors be logged: CPython's tests
     provoke many.
     """
-    gc.collect()
+    gc.collect(1)
     before = Snapshot()
     yield
     reset_policy()
     gc.collect()
+    gc.freeze()
     cls, name = request.cls, request.node.name
     if cls is not None and leaks(cls, name):
         return
