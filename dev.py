@@ -131,6 +131,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     if not steps.run(f"build for {label}", prepare(environment, *groups)):
         steps.table()
         return 1
+    # The whole suite, below, runs what is left out here on each backend.
     variants = {
         "asyncio debug mode": {
             "PYTHONASYNCIODEBUG": "1",

@@ -153,7 +153,8 @@ pthread_atfork(NULL, NULL, _after_fork)
 @final
 cdef class FdMonUring(FdMon):
     cdef aq_ring ring
-    cdef int ring_eventfd      # registered with the ring for outer_fd, or -1
+    cdef int ring_eventfd      # in the mirror, for completions that are not of fds; or -1
+    cdef bint announced        # ring_eventfd is registered with the ring
     cdef int forks             # when it was made; another number: a child's copy
     cdef int dead              # the -errno with which the ring stopped working
 
@@ -177,8 +178,7 @@ cdef class FdMonUring(FdMon):
         err = ring_open(&self.ring)
         if err < 0:
             raise OSError(-err, "io_uring_setup was refused")
-        if self.ring_eventfd >= 0:
-            aq_register(&self.ring, AQ_REGISTER_EVENTFD, &self.ring_eventfd, 1)
+        self.announced = False
         for fd in range(self.st.table_size):
             node = self.st.table[fd]
             if node != NULL:
@@ -393,9 +393,6 @@ cdef class FdMonUring(FdMon):
         self.ring_eventfd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if self.ring_eventfd < 0:
             return -errno
-        err = aq_register(&self.ring, AQ_REGISTER_EVENTFD, &self.ring_eventfd, 1)
-        if err < 0:
-            return err
         err = self.mirror_open()
         if err < 0:
             return err
@@ -409,6 +406,10 @@ cdef class FdMonUring(FdMon):
         cdef aq_sqe *sqe = self._sqe()
         if sqe != NULL:
             sqe.user_data = <uint64_t><uintptr_t>cqe | 1
+            if self.ring_eventfd >= 0 and not self.announced:
+                # Only from here on: poll requests would signal it too, and late.
+                aq_register(&self.ring, AQ_REGISTER_EVENTFD, &self.ring_eventfd, 1)
+                self.announced = True
         return sqe
 
     cdef void close(self, bint child) noexcept:  # no-cython-lint
