@@ -312,7 +312,7 @@ cdef class FdMonUring(FdMon):
     cdef int wait(self, int64_t timeout_ns) noexcept nogil:
         cdef int ret
         cdef uint32_t pending
-        if aq_cq_ready(&self.ring):
+        if aq_cq_ready(&self.ring) and self.ring_eventfd < 0:
             return 0            # what is prepared goes out with the next enter
         pending = aq_sq_pending(&self.ring)
         self.submits += pending

@@ -241,15 +241,9 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
             ".test_create_connection_multiple_errors_local_addr",
             "test_base_events.BaseEventLoopWithSelectorTests"
             ".test_create_datagram_endpoint_cant_bind",
-        ),
-    ),
-    Exclusion(
-        "mocks the socket module, and the mocked socket has no fd to ask for",
-        (
             "test_base_events.BaseEventLoopWithSelectorTests"
             ".test_create_connection_timeout",
         ),
-        versions=((3, 12), (3, 99)),
     ),
     Exclusion(
         "mocks the socket module, and the mocked socket has no fd to ask for",
