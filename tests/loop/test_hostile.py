@@ -155,7 +155,7 @@ aioqemu.run(main(), fdmon=sys.argv[1])
 def test_a_forked_child_sends_nothing_of_the_parents_and_may_exit(
     fdmon: str,
 ) -> None:
-    quiet = ("-W", "ignore")    # the child closes nothing
+    quiet = ("-W", "ignore")  # the child closes nothing
     assert run_script(FORK, fdmon, options=quiet).split() == ["3", "parent's"]
 
 
