@@ -9,9 +9,14 @@ native module (the pytest plugin relies on that).
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+
+# Type checkers know the name. asyncio does without `typing` since Python 3.14, and its
+# import takes longer than ours.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from ._engine.context import BottomHalf
     from ._engine.notifier import EventNotifier
     from ._loop.aiocontext import AioContext

@@ -312,8 +312,8 @@ cdef class FdMonUring(FdMon):
     cdef int wait(self, int64_t timeout_ns) noexcept nogil:
         cdef int ret
         cdef uint32_t pending
-        if aq_cq_ready(&self.ring) and self.ring_eventfd < 0:
-            return 0            # what is prepared goes out with the next enter
+        if aq_cq_ready(&self.ring):
+            timeout_ns = 0      # but what is prepared goes out: it may be ready as well
         pending = aq_sq_pending(&self.ring)
         self.submits += pending
         if timeout_ns == 0:

@@ -14,6 +14,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any, TypeVarTuple, Unpack
 
@@ -30,6 +31,16 @@ else:
 _Ts = TypeVarTuple("_Ts")
 
 _PIPE_READ_SIZE = 4096
+
+
+if sys.version_info < (3, 12):
+    # Later Pythons do it themselves: a forked child must not write its signals into the
+    # parent's pipe.  The descriptor of another loop's making may go with ours here.
+    def _let_go_of_wakeup_fd() -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)
+
+    os.register_at_fork(after_in_child=_let_go_of_wakeup_fd)
 
 
 def _note_nothing(signum: int, frame: FrameType | None) -> None:

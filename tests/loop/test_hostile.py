@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
+import sys
 from typing import Any
 
 import pytest
@@ -156,7 +157,10 @@ def test_a_forked_child_sends_nothing_of_the_parents_and_may_exit(
     fdmon: str,
 ) -> None:
     quiet = ("-W", "ignore")  # the child closes nothing
-    assert run_script(FORK, fdmon, options=quiet).split() == ["3", "parent's"]
+    # From 3.14 on asyncio forgets the running loop in the child, so a task that raises
+    # SystemExit there ends in asyncio's RuntimeError, and the loop then in its own.
+    code = "3" if sys.version_info < (3, 14) else "1"
+    assert run_script(FORK, fdmon, options=quiet).split() == [code, "parent's"]
 
 
 AWAIT_IN_CHILD = """
@@ -165,8 +169,10 @@ import aioqemu
 
 async def main():
     left, right = socket.socketpair()
-    transport, _ = await asyncio.get_running_loop().create_connection(
-        asyncio.Protocol, sock=left)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=left)
+    # Python 3.14's own task finds no running loop in the child, which is reported.
+    loop.set_exception_handler(lambda loop, report: None)
     pid = os.fork()
     if pid == 0:
         transport.pause_reading()
