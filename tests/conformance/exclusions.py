@@ -271,6 +271,14 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         ),
     ),
     Exclusion(
+        "puts a fake socket into the stock transport, by its private members",
+        (
+            "test_ssl.TestSSL"
+            ".test_remote_shutdown_receives_trailing_data_on_slow_socket",
+        ),
+        versions=((3, 14), (3, 99)),
+    ),
+    Exclusion(
         "looks for a Handle in the stock loop's private table of signal handlers",
         ("test_unix_events.SelectorEventLoopSignalTests.test_add_signal_handler",),
     ),
