@@ -138,10 +138,13 @@ async def test_start_tls_upgrades_both_sides(contexts: Contexts) -> None:
 
 
 async def test_tls_within_tls(contexts: Contexts) -> None:
+    served = asyncio.Event()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert await reader.readline() == b"again\n"
         await writer.start_tls(contexts[0])
         await _echo(reader, writer)
+        served.set()
 
     server = await asyncio.start_server(serve, HOST, 0, ssl=contexts[0])
     port = server.sockets[0].getsockname()[1]
@@ -152,6 +155,7 @@ async def test_tls_within_tls(contexts: Contexts) -> None:
     assert await reader.readexactly(5) == b"inner"
     writer.close()
     await writer.wait_closed()
+    await asyncio.wait_for(served.wait(), 5)
     await shut(server)
 
 
