@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import asyncio.unix_events
 import contextlib
+import importlib
 import logging
 import sys
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ class _Redirect:
 
 def _redirects() -> Iterator[tuple[ModuleType, str]]:
     """Names in our Python modules that CPython's tests mock in asyncio's."""
+    importlib.import_module("aioqemu._loop.loop")  # on first use, and here it is due
     for full, module in list(sys.modules.items()):
         if full.startswith("aioqemu._loop.") and full != "aioqemu._loop.private":
             for attr in ("logger", "os", "signal", "socket", "sys"):

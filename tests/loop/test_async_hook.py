@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from .helpers import kind_of
 from .programs import EXPECTED, echo, program
 
 if TYPE_CHECKING:
@@ -33,12 +32,6 @@ async def port() -> AsyncIterator[int]:
         if len(asyncio.all_tasks()) == 1:
             break
         await asyncio.sleep(0.01)
-
-
-async def test_the_loop_is_the_one_of_the_hook(
-    request: pytest.FixtureRequest,
-) -> None:
-    assert kind_of(asyncio.get_running_loop()) in request.node.name
 
 
 async def test_an_async_fixture_lives_on_the_same_loop(port: int) -> None:
