@@ -1,7 +1,8 @@
-"""Waiting for one child process: by pidfd, else by a thread that blocks for it.
+"""Waiting for one child process: by pidfd, else by asking again and again.
 
-Neither way touches SIGCHLD, reaps a child that is not ours, needs the main thread or
-asks an asyncio child watcher. It knows pids and exit codes, not pipes or protocols.
+Neither way touches SIGCHLD, reaps a child that is not ours, needs the main thread, a
+thread of its own or an asyncio child watcher. It knows pids and exit codes, not pipes
+or protocols.
 Invariant: a child is reaped in the loop's thread, in the same step that reports it,
 so that its pid is never signalled once it may belong to another process.
 """
@@ -10,16 +11,21 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from typing import TYPE_CHECKING
 
 from .private import logger
 
 if TYPE_CHECKING:
+    import asyncio
     import subprocess
     from collections.abc import Callable
 
     from ._typing import LoopBase
+
+# Where nothing tells of the end: seconds until the child is asked after again, at first
+# and at most. Children that end at once are not kept waiting, others cost little.
+_ASK_FIRST_S = 0.0005
+_ASK_LAST_S = 0.04
 
 REAPED_ELSEWHERE = 255
 """What is reported for a child whose exit status somebody else has read."""
@@ -34,7 +40,7 @@ class ChildWatch:
         on_exit: Called with the exit code as ``Popen.returncode`` has it.
     """
 
-    __slots__ = ("_loop", "_on_exit", "_pidfd", "_process")
+    __slots__ = ("_delay", "_loop", "_on_exit", "_pidfd", "_process", "_timer")
 
     def __init__(
         self,
@@ -46,6 +52,8 @@ class ChildWatch:
         self._process = process
         self._on_exit: Callable[[int], None] | None = on_exit
         self._pidfd = -1
+        self._delay = _ASK_FIRST_S
+        self._timer: asyncio.TimerHandle | None = None
         try:
             self._pidfd = os.pidfd_open(process.pid)
         except ProcessLookupError:
@@ -54,7 +62,7 @@ class ChildWatch:
             loop.call_soon(self._check)
         except (AttributeError, OSError):
             # No such call in this libc or kernel, forbidden here, or no fd left.
-            self._start_thread()
+            self._ask_later()
         else:
             try:
                 loop._add_reader(self._pidfd, self._check)
@@ -65,6 +73,9 @@ class ChildWatch:
     def close(self) -> None:
         """Stop watching; nothing is reported from here on. May be called twice."""
         self._on_exit = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._pidfd >= 0:
             self._loop._remove_reader(self._pidfd)
             self._close_pidfd()
@@ -99,13 +110,12 @@ class ChildWatch:
             return
         code = self._reap()
         if code is None:
-            # The pidfd says gone and wait() says not yet: the child is being traced
-            # and its tracer comes first. Waiting in a thread neither spins nor
-            # blocks the loop.
+            # Not yet. If the pidfd says gone all the same, the child is being traced
+            # and its tracer comes first: the pidfd would be reported for ever.
             if self._pidfd >= 0:
                 self._loop._remove_reader(self._pidfd)
                 self._close_pidfd()
-            self._start_thread()
+            self._ask_later()
             return
         self.close()
         on_exit(code)
@@ -139,26 +149,6 @@ class ChildWatch:
         fd, self._pidfd = self._pidfd, -1
         os.close(fd)
 
-    def _start_thread(self) -> None:
-        threading.Thread(
-            target=self._wait_in_thread,
-            name=f"aioqemu-wait-{self._process.pid}",
-            daemon=True,
-        ).start()
-
-    def _wait_in_thread(self) -> None:
-        # WNOWAIT leaves the zombie, and with it the pid, to the loop's thread.
-        try:
-            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        except ChildProcessError:
-            pass  # reaped elsewhere: _reap() finds and reports that
-        try:
-            self._loop.call_soon_threadsafe(self._check)
-        except RuntimeError:
-            if not self._loop.is_closed():
-                raise
-            # Nobody is left to tell; at least no zombie stays behind.
-            self._process.returncode = self._reap()
-            logger.warning(
-                "Loop %r that handles pid %r is closed", self._loop, self._process.pid
-            )
+    def _ask_later(self) -> None:
+        self._timer = self._loop.call_later(self._delay, self._check)
+        self._delay = min(2 * self._delay, _ASK_LAST_S)

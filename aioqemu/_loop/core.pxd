@@ -26,6 +26,7 @@ cdef class FdWatch:
     cdef AioHandler *node
     cdef object reader       # Handle or None
     cdef object writer
+    cdef object fileobj      # what the fd was told by, if not by its number
 
 cdef class LoopCore:
     cdef readonly AioContext context
@@ -71,7 +72,8 @@ cdef class LoopCore:
     cdef int _run_ready(self) except -1
     cdef int _run_debug(self, PyObject *handle) except -1
     cdef int _pass(self) except -1
+    cdef int _renew(self) except -1
     cdef object _call_at(self, double when, object callback, tuple args, object context)
-    cdef FdWatch _watch(self, object fileobj, bint transport_check)
+    cdef FdWatch _watch_of(self, object fileobj)
     cdef object _set_watch(self, object fileobj, bint writer, object callback, tuple args)
     cdef bint _drop_watch(self, object fileobj, bint writer) except -1

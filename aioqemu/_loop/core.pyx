@@ -21,6 +21,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
 from cpython.ref cimport Py_XDECREF
+from libc.limits cimport INT_MAX
 from libc.math cimport ceil
 from libc.math cimport isnan
 from libc.stdint cimport int64_t
@@ -92,17 +93,23 @@ cdef int64_t _deadline_ns(double when) noexcept:
     return ns
 
 
-cdef int _fd_number(object fileobj) except -1:
-    """The fd of an int or of an object with fileno(), as selectors has it."""
+cdef object _number(object fileobj):
+    """The number of an int or of an object with fileno(), whatever it is."""
     if isinstance(fileobj, int):
-        number = fileobj
-    else:
-        try:
-            number = int(fileobj.fileno())
-        except (AttributeError, TypeError, ValueError):
-            raise ValueError(f"Invalid file object: {fileobj!r}") from None
+        return fileobj
+    try:
+        return int(fileobj.fileno())
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"Invalid file object: {fileobj!r}") from None
+
+
+cdef int _fd_number(object fileobj) except -1:
+    """The same where it is to be watched, as selectors has it."""
+    number = _number(fileobj)
     if number < 0:
         raise ValueError(f"Invalid file descriptor: {number}")
+    if number > INT_MAX:
+        raise OverflowError("Python int too large to convert to C int")
     return number
 
 
@@ -198,6 +205,39 @@ cdef class LoopCore:
             # Bound methods of ours: cycles that would keep the loop alive.
             self.context.exception_handler = None
             self.context.poll_guard = None
+
+    cdef int _renew(self) except -1:
+        """In a forked child: go on with a context of the child's own.
+
+        The loop keeps its callbacks and timers, as the stock loop does in a child.  What
+        was watched is not watched here, and what was written before the fork is the
+        parent's to send.
+        """
+        cdef AioContext old = self.context
+        cdef AioContext new = self._new_context()
+        cdef AioHandler *node
+        cdef FlushNode *output
+        cdef TimerHeap heap
+        cdef int fd
+        while self.flush_head != NULL:
+            output = self.flush_head
+            owner = <object>output.owner
+            self.flush_cancel(output)
+            output.flush(<void *>owner)     # in a child: forgets it
+        for fd in range(old.st.table_size):
+            node = old.st.table[fd]
+            if node != NULL and node.io_lost != NULL:
+                node.io_lost(node.opaque)
+        heap = new.timers
+        new.timers = old.timers
+        old.timers = heap
+        old.exception_handler = None
+        old.poll_guard = None
+        old.close()
+        self._init_core(new)
+        if self.thread != 0:
+            new.enter_thread()
+        return 0
 
     def _context_exception(self, context):
         self.call_exception_handler(context)
@@ -484,7 +524,8 @@ cdef class LoopCore:
         cdef bint look = True
         cdef bint queued = self._n_ready != 0
         if self.in_child():
-            ctx.check_usable()      # raises
+            self._renew()
+            ctx = self.context
         self.passes += 1
         if self._n_ready == 0 and not self.stopping:
             timeout = ctx.compute_timeout()
@@ -518,6 +559,8 @@ cdef class LoopCore:
     def _enter_run(self):
         """Bind the loop to this thread."""
         self._check_closed_()
+        if self.in_child():
+            self._renew()
         self.context.enter_thread()
         self.thread = PyThread_get_thread_ident()
 
@@ -611,28 +654,40 @@ cdef class LoopCore:
 
     def _ensure_fd_no_transport(self, fileobj):
         """Raise RuntimeError if a transport has the fd."""
-        known = self.transports.get(_fd_number(fileobj))
+        known = self.transports.get(_number(fileobj))
         transport = known() if known is not None else None
         if transport is not None and not transport.is_closing():
             raise RuntimeError(
                 f"File descriptor {fileobj!r} is used by transport {transport!r}")
 
-    cdef FdWatch _watch(self, object fileobj, bint transport_check):
+    cdef FdWatch _watch_of(self, object fileobj):
+        """The watch of what is perhaps no open file any more; or None."""
         cdef AioHandler *node
-        cdef int fd
-        if transport_check:
-            self._ensure_fd_no_transport(fileobj)
-        fd = _fd_number(fileobj)
-        node = self.context.lookup(fd)
+        cdef FdWatch watch
+        number = _number(fileobj)
+        if number < 0:
+            # A file object that was closed is still known by what it was.
+            for opaque in list(self.context.owners.values()):
+                if isinstance(opaque, FdWatch):
+                    watch = <FdWatch>opaque
+                    if watch.fileobj is fileobj and fileobj is not None:
+                        return watch
+            raise ValueError(f"Invalid file descriptor: {number}")
+        if number > INT_MAX:
+            return None
+        node = self.context.lookup(number)
         if node != NULL and node.owner == AIO_OWNER_LOOP:
             return <FdWatch>node.opaque
         return None
 
     cdef object _set_watch(self, object fileobj, bint writer, object callback, tuple args):
         cdef FdWatch watch
+        cdef AioHandler *node
         cdef int fd = _fd_number(fileobj)
         cdef uint32_t mask = POLLOUT if writer else POLLIN
-        cdef AioHandler *node = self.context.lookup(fd)
+        if self.in_child():
+            self._renew()
+        node = self.context.lookup(fd)
         handle = new_handle(self, callback, NULL, NULL, NULL, args if args else None, None)
         if self.debug:
             (<Handle>handle)._source_traceback = extract_stack(sys._getframe())
@@ -662,6 +717,8 @@ cdef class LoopCore:
             return handle
         watch = FdWatch.__new__(FdWatch)
         watch.loop = self
+        if not isinstance(fileobj, int):
+            watch.fileobj = fileobj
         if writer:
             watch.writer = handle
         else:
@@ -673,7 +730,7 @@ cdef class LoopCore:
         return handle
 
     cdef bint _drop_watch(self, object fileobj, bint writer) except -1:
-        cdef FdWatch watch = self._watch(fileobj, False)
+        cdef FdWatch watch = self._watch_of(fileobj)
         cdef AioHandler *node
         if watch is None:
             return False

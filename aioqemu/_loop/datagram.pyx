@@ -123,6 +123,10 @@ cdef int _on_lost(void *opaque) except -1:
     # As of a stream: the number may be somebody else's by now, so nobody closes it.
     cdef DatagramTransport t = <DatagramTransport>opaque
     t.node = NULL
+    if t.loop.in_child():
+        t.queue.clear()         # the parent's to send
+        t.queued = 0
+        return 0
     t._forget_fd()
     if t.sock is not None:
         t.sock.detach()
@@ -593,6 +597,10 @@ cdef class DatagramTransport(DatagramTransportBase):
                 logger.warning("socket.send() raised exception.")
             self.lost += 1
             return
+        if self.loop.in_child():
+            # What waits is the parent's, and what does not fit nobody would send later.
+            self._send(data, addr)
+            return
         if not self.queue and self._send(data, addr) == 0:
             return
         if self.lost:
@@ -738,7 +746,7 @@ cdef class DatagramTransport(DatagramTransportBase):
         return 0
 
     cdef int _maybe_resume(self) except -1:
-        if self.writing_paused and self.queued <= self.low_water:
+        if self.writing_paused and self.queued <= self.low_water and not self.lost:
             self.writing_paused = False
             call_flow(self.loop, self, self.protocol, False)
         return 0

@@ -46,6 +46,11 @@ class ExecutorMixin(LoopBase):
         self._default_executor = None
         self._executor_shutdown_called = False
 
+    def _forget_threads(self) -> None:
+        """In a forked child: the threads of the default executor are the parent's."""
+        if isinstance(self._default_executor, concurrent.futures.ThreadPoolExecutor):
+            self._default_executor = None
+
     def _close_executor(self) -> None:
         self._executor_shutdown_called = True
         executor, self._default_executor = self._default_executor, None

@@ -86,11 +86,17 @@ class EventLoop(
         if context is None:
             context = AioContext(fdmon, "seed", **polling)
         self._init_core(context)
+        self._polling = polling
         self._init_hooks()
         self._init_executor()
         self._init_signals()
         self._init_process()
         self._init_serve()
+
+    def _new_context(self) -> AioContext:
+        """Make a context like the loop's own, for a forked child."""
+        self._forget_threads()
+        return AioContext(self.fdmon, "seed", **self._polling)
 
     def close(self) -> None:
         """Close the loop; what is queued does not run.

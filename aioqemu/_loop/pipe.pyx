@@ -572,7 +572,7 @@ cdef class WritePipeTransport(WriteTransportBase):
         return 0
 
     cdef int _maybe_resume(self) except -1:
-        if self.writing_paused and self.queue.size <= self.low_water:
+        if self.writing_paused and self.queue.size <= self.low_water and not self.lost:
             self.writing_paused = False
             call_flow(self.loop, self, self.protocol, False)
         return 0

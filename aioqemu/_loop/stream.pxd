@@ -55,7 +55,7 @@ cdef class StreamTransport(TransportBase):
     cdef int _drained(self) except -1
     cdef int _maybe_pause(self) except -1
     cdef int _maybe_resume(self) except -1
-    cdef int _check_writable(self) except -1
+    cdef int _check_writable(self, str what) except -1
     cdef int _schedule_lost(self, object exc) except -1
     cdef int _fatal_errno(self, int err, str message) except -1
 

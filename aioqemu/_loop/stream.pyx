@@ -98,6 +98,10 @@ cdef int _on_lost(void *opaque) except -1:
     # may be somebody else's by now.  The socket object must not close it either.
     cdef StreamTransport t = <StreamTransport>opaque
     t.node = NULL
+    if t.loop.in_child():
+        t._clear_queue()        # the parent's to send
+        t.blocked = False
+        return 0
     t._forget_fd()
     if t.sock is not None:
         t.sock.detach()
@@ -157,6 +161,8 @@ def make_stream_transport(LoopCore loop not None, sock, protocol, waiter=None, *
 
 
 cdef bint _server_takes_transport = sys.version_info >= (3, 13)
+# In 3.11 it joined the items and called write().
+cdef str _lines_name = "writelines" if sys.version_info >= (3, 12) else "write"
 cdef str _data_kinds = (
     "bytes, bytearray, or memoryview" if sys.version_info >= (3, 14) else "bytes-like")
 
@@ -520,10 +526,13 @@ cdef class StreamTransport(TransportBase):
         cdef Py_buffer view
         cdef ssize_t n
         cdef int err
+        # The protocol that gave the buffer is told of what is in it.
+        get_buffer = self.get_buffer
+        buffer_updated = self.buffer_updated
         ctx = enter(self.ctx)
         try:
             try:
-                buf = self.get_buffer(-1)
+                buf = get_buffer(-1)
                 PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
                 if view.len == 0:
                     PyBuffer_Release(&view)
@@ -534,12 +543,16 @@ cdef class StreamTransport(TransportBase):
                 self._fatal_error(
                     exc, "Fatal error: protocol.get_buffer() call failed.")
                 return 0
+            if self.get_buffer is not get_buffer or self.lost or self.closing:
+                # Another protocol has taken over, or wants no more: nothing is lost yet.
+                PyBuffer_Release(&view)
+                return 0
             n = recv(self.fd, view.buf, view.len, MSG_DONTWAIT)
             err = errno
             PyBuffer_Release(&view)
             if n > 0:
                 try:
-                    self.buffer_updated(n)
+                    buffer_updated(n)
                 except (SystemExit, KeyboardInterrupt):
                     raise
                 except BaseException as exc:
@@ -577,11 +590,11 @@ cdef class StreamTransport(TransportBase):
 
     # -- writing --------------------------------------------------------------------------
 
-    cdef int _check_writable(self) except -1:
+    cdef int _check_writable(self, str what) except -1:
         if self.eof_sent:
-            raise RuntimeError("Cannot call write() after write_eof()")
+            raise RuntimeError(f"Cannot call {what}() after write_eof()")
         if self.empty_waiter is not None:
-            raise RuntimeError("unable to write; sendfile is in progress")
+            raise RuntimeError(f"unable to {what}; sendfile is in progress")
         return 0
 
     def write(self, data):
@@ -591,17 +604,19 @@ cdef class StreamTransport(TransportBase):
             raise TypeError(
                 f"data argument must be a {_data_kinds} object, "
                 f"not {type(data).__name__!r}")
-        self._check_writable()
+        self._check_writable("write")
         self._write(data)
 
     def writelines(self, list_of_data):
-        """Send the items as `write` does, by one call of the kernel where possible."""
-        self._check_writable()
+        """Send the items, of any bytes-like type, by one call where possible.
+
+        If one of them cannot be sent nothing is.
+        """
+        self._check_writable(_lines_name)
+        parts = []
         for data in list_of_data:
-            if not isinstance(data, (bytes, bytearray, memoryview)):
-                raise TypeError(
-                    "data argument must be a bytes-like object, "
-                    f"not {type(data).__name__!r}")
+            parts.append(data if PyBytes_CheckExact(data) else bytes(memoryview(data)))
+        for data in parts:
             self._write(data)
 
     cdef int _write(self, object data) except -1:
@@ -776,7 +791,7 @@ cdef class StreamTransport(TransportBase):
         return 0
 
     cdef int _maybe_resume(self) except -1:
-        if not self.writing_paused or self.queued > self.low_water:
+        if not self.writing_paused or self.queued > self.low_water or self.lost:
             return 0
         self.writing_paused = False
         call_flow(self.loop, self, self.protocol, False)

@@ -6,14 +6,16 @@ What a broken peer or a full buffer does to an endpoint is part of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .helpers import collect_reports, eventually, is_ours
+from .helpers import collect_reports, eventually, is_ours, skip_control
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -286,3 +288,36 @@ async def test_a_datagram_transport_is_asyncios() -> None:
         assert isinstance(client, asyncio.DatagramTransport)
     assert "fd=" in repr(client)
     await _closed(client)
+
+
+async def test_a_child_sends_and_leaves_the_loop_alone() -> None:
+    skip_control("watches the socket in the parent's epoll set")
+    loop = asyncio.get_running_loop()
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with right:
+        left.setblocking(False)
+        right.setblocking(False)
+        transport, _ = await loop.create_datagram_endpoint(
+            asyncio.DatagramProtocol, sock=left
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                for _ in range(10_000):  # more than fits
+                    transport.sendto(b"from the child")
+                code = 0 if transport.get_write_buffer_size() == 0 else 2
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)  # noqa: ASYNC222
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert right.recv(100) == b"from the child"
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                right.recv(100)
+        transport.sendto(b"from the parent")
+        assert right.recv(100) == b"from the parent"
+        transport.close()
+        await asyncio.sleep(0)

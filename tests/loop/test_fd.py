@@ -378,3 +378,34 @@ def test_an_fd_closed_without_use_can_be_registered_again(
         left.close()
         right.close()
     one_pass(any_loop)
+
+
+@pytest.mark.parametrize("fd", [2**31, 2**40, 2**70])
+def test_a_number_that_no_fd_can_have(
+    any_loop: asyncio.AbstractEventLoop, fd: int
+) -> None:
+    assert any_loop.remove_reader(fd) is False
+    assert any_loop.remove_writer(fd) is False
+    with pytest.raises(OverflowError):
+        any_loop.add_reader(fd, print)
+    with pytest.raises(OverflowError):
+        any_loop.add_writer(fd, print)
+    any_loop.close()
+    assert any_loop.remove_reader(fd) is False
+    assert any_loop.remove_reader(-1) is False
+
+
+def test_a_closed_file_object_can_be_removed(
+    any_loop: asyncio.AbstractEventLoop,
+) -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        any_loop.add_reader(left, print)
+        any_loop.add_writer(right, print)
+        left.close()
+        assert any_loop.remove_reader(left) is True
+        with pytest.raises(ValueError, match="Invalid file"):
+            any_loop.remove_reader(left)
+        assert any_loop.remove_writer(right) is True
+        with pytest.raises(ValueError, match="Invalid file"):
+            any_loop.remove_writer(left)

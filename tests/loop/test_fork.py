@@ -208,3 +208,92 @@ loop.close()
 print("ok")
 """,
     )
+
+
+RUNNER = """
+import warnings
+warnings.simplefilter("ignore", RuntimeWarning)
+
+async def talk():
+    server = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    assert await reader.read() == b""
+    writer.close()
+    server.close()
+    return await asyncio.to_thread(int, "7")
+
+def status(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+
+
+def test_a_runner_can_be_left_in_a_child(any_loop: asyncio.AbstractEventLoop) -> None:
+    _run(
+        any_loop,
+        RUNNER
+        + """
+with asyncio.Runner(loop_factory=new_loop) as runner:
+    runner.run(asyncio.sleep(0.001))
+    pid = os.fork()
+if pid:
+    assert status(pid) == 0
+    print("ok")
+""",
+    )
+
+
+def test_a_runner_goes_on_in_a_child(loop: Any) -> None:
+    # Stock loops share one epoll set with the child.
+    _run(
+        loop,
+        RUNNER
+        + """
+with asyncio.Runner(loop_factory=new_loop) as runner:
+    fired = []
+    timer = runner.get_loop().call_later(0.01, fired.append, 1)
+    runner.run(asyncio.sleep(0.001))
+    pid = os.fork()
+    if pid == 0:
+        assert runner.run(talk()) == 7
+        runner.run(asyncio.sleep(0.02))
+        assert fired == [1]
+    else:
+        assert runner.run(talk()) == 7
+        assert status(pid) == 0
+if pid:
+    print("ok")
+""",
+    )
+
+
+@pytest.mark.parametrize("how", ["exit", "return", "run"])
+def test_a_child_leaves_through_the_parents_runner(
+    any_loop: asyncio.AbstractEventLoop, how: str
+) -> None:
+    _run(
+        any_loop,
+        f"how = {how!r}"
+        + RUNNER
+        + """
+async def main():
+    other = asyncio.create_task(asyncio.sleep(0.05))
+    await asyncio.sleep(0.001)
+    pid = os.fork()
+    if pid == 0:
+        if how == "exit":
+            sys.exit(3)
+        if how == "run":
+            with asyncio.Runner(loop_factory=new_loop) as inner:
+                assert inner.run(talk()) == 7
+            sys.exit(3)
+    else:
+        assert status(pid) == (0 if how == "return" else 3)
+    await other
+    return pid
+
+with asyncio.Runner(loop_factory=new_loop) as runner:
+    if runner.run(main()):
+        print("ok")
+""",
+    )

@@ -19,6 +19,7 @@ from .helpers import (
     connected,
     eventually,
     fill,
+    skip_control,
 )
 
 pytestmark = pytest.mark.asyncio
@@ -354,3 +355,39 @@ async def test_repr_tells_the_state() -> None:
         assert "clos" in repr(transport)
         await protocol.lost
         assert "closed" in repr(transport)
+
+
+class _Switches(Buffered):
+    """Hands over to a plain protocol while it is being asked for a buffer."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        self.when = when
+        self.plain = Recorder()
+        self.plain.calls.append("made")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def get_buffer(self, sizehint: int) -> Any:
+        if self.when == "get_buffer":
+            self.transport.set_protocol(self.plain)  # type: ignore[attr-defined]
+        return super().get_buffer(sizehint)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        super().buffer_updated(nbytes)
+        if self.when == "buffer_updated":
+            self.transport.set_protocol(self.plain)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("when", ["get_buffer", "buffer_updated"])
+async def test_a_buffered_protocol_may_hand_over_within_its_calls(when: str) -> None:
+    if when == "get_buffer":
+        skip_control("fills the buffer of the one and tells the other")
+    async with connected("unix", lambda: _Switches(when)) as (_, protocol, peer):
+        peer.send(b"first")
+        await eventually(lambda: protocol.data or protocol.plain.data)
+        peer.send(b"second")
+        await eventually(lambda: b"second" in protocol.plain.data)
+        assert protocol.data + protocol.plain.data == b"firstsecond"
+        assert (protocol.data == b"first") is (when == "buffer_updated")

@@ -353,3 +353,33 @@ async def test_streams_drain_waits_for_the_reader() -> None:
         assert await reader.readline() == b"line\n"
         writer.close()
         await writer.wait_closed()
+
+
+async def test_writelines_with_a_bad_item_sends_nothing() -> None:
+    async with connected() as (transport, _, peer):
+        for bad in ("text", 5, None, object()):
+            with pytest.raises(TypeError):
+                transport.writelines([b"one", b"x" * 100_000, bad, b"two"])
+        transport.writelines([b"good"])
+        transport.close()
+        assert await recv_all(peer) == b"good"
+
+
+async def test_writelines_takes_all_that_has_bytes() -> None:
+    numbers = array.array("B", [1, 2, 3])
+    async with connected() as (transport, _, peer):
+        transport.writelines([numbers, memoryview(b"view"), bytearray(b"array")])
+        transport.close()
+        assert await recv_all(peer) == b"\1\2\3viewarray"
+
+
+async def test_no_resume_after_an_abort_in_pause_writing() -> None:
+    class Aborts(Recorder):
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.transport.abort()
+
+    async with connected("unix", Aborts) as (transport, protocol, _):
+        transport.write(bytes(BIG))
+        await protocol.lost
+        assert protocol.calls == ["made", "pause", "lost"]

@@ -6,16 +6,18 @@ Children are the running interpreter or a shell; nothing else is needed.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+import warnings
 from typing import Any
 
 import pytest
 
-from .helpers import cpu_seconds, new_like
+from .helpers import cpu_seconds, new_like, skip_control
 
 PIPE = subprocess.PIPE
 
@@ -240,3 +242,45 @@ def test_children_in_a_loop_of_another_thread(
     thread.start()
     thread.join(10)
     assert results == [(b"hi\n", None)]
+
+
+@pytest.mark.asyncio
+async def test_children_without_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(pid: int, flags: int = 0) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    skip_control("leaves threads behind for a while")
+    threads = threading.active_count()
+    quick = await asyncio.create_subprocess_exec("true")
+    slow = await asyncio.create_subprocess_exec("sleep", "60")
+    assert threading.active_count() == threads
+    assert await asyncio.wait_for(quick.wait(), 5) == 0
+    slow.kill()
+    assert await asyncio.wait_for(slow.wait(), 5) == -signal.SIGKILL
+
+
+def test_nothing_waits_for_a_child_after_close(
+    loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    threads = threading.enumerate()
+    process = loop.run_until_complete(
+        loop.subprocess_exec(
+            asyncio.SubprocessProtocol,
+            "sleep",
+            "60",
+            stdin=None,
+            stdout=None,
+            stderr=None,
+        )
+    )[0]
+    child = process.get_extra_info("subprocess")
+    loop.close()
+    assert threading.enumerate() == threads
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del process
+        gc.collect()
+    child.kill()
+    child.wait()

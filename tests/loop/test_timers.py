@@ -274,3 +274,18 @@ def test_missing_deadlines_are_refused(any_loop: asyncio.AbstractEventLoop) -> N
         any_loop.call_at(None, print)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         any_loop.call_later("1", print)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("when", ["x", b"x"])
+def test_a_time_that_is_no_number_is_refused(
+    any_loop: asyncio.AbstractEventLoop, when: Any
+) -> None:
+    # The stock loop notices when it sorts it among other timers.
+    timer = any_loop.call_at(any_loop.time() + 0.001, any_loop.stop)
+    with pytest.raises(TypeError):
+        any_loop.call_later(when, print)
+    if is_ours(any_loop):
+        with pytest.raises(TypeError):
+            any_loop.call_at(when, print)
+        any_loop.run_forever()
+    timer.cancel()
