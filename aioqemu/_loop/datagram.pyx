@@ -10,10 +10,8 @@ kept in both forms, the kernel's and Python's: an echo converts none.
 """
 
 import sys
-import warnings
+from asyncio import DatagramTransport as _DatagramTransport
 from collections import deque as _deque
-from contextvars import copy_context as _copy_context
-from weakref import ref as _weakref
 
 from cpython.buffer cimport PyBUF_SIMPLE
 from cpython.buffer cimport PyBuffer_Release
@@ -27,41 +25,25 @@ from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint32_t
 from libc.string cimport memcmp
 from libc.string cimport memcpy
-from libc.string cimport memset
 
-from aioqemu._engine.types cimport AIO_OWNER_TRANSPORT
-from aioqemu._engine.types cimport AioHandler
+from aioqemu._loop.address cimport address_name
+from aioqemu._loop.address cimport address_parse
 from aioqemu._loop.core cimport LoopCore
-from aioqemu._loop.flow cimport HIGH_WATER
-from aioqemu._loop.flow cimport LOW_WATER
-from aioqemu._loop.flow cimport call_flow
 from aioqemu._loop.flow cimport enter
 from aioqemu._loop.flow cimport os_error
 from aioqemu._loop.flow cimport report
-from aioqemu._loop.flow cimport water_marks
 from aioqemu._loop.handles cimport PyContext_Exit
-from aioqemu._loop.layouts cimport AqTransportObject
+from aioqemu._loop.transport cimport SocketTransport
 from aioqemu._sys.classes cimport refuse_new
 from aioqemu._sys.inet cimport AF_INET
 from aioqemu._sys.inet cimport AF_INET6
 from aioqemu._sys.inet cimport AF_UNIX
-from aioqemu._sys.inet cimport AQ_PATH_OFFSET
-from aioqemu._sys.inet cimport INET6_ADDRSTRLEN
 from aioqemu._sys.inet cimport aq_address
-from aioqemu._sys.inet cimport htonl
-from aioqemu._sys.inet cimport htons
-from aioqemu._sys.inet cimport inet_ntop
-from aioqemu._sys.inet cimport inet_pton
 from aioqemu._sys.inet cimport mmsghdr
-from aioqemu._sys.inet cimport ntohl
-from aioqemu._sys.inet cimport ntohs
 from aioqemu._sys.inet cimport recvmmsg
 from aioqemu._sys.inet cimport sendto
 from aioqemu._sys.inet cimport sockaddr
-from aioqemu._sys.inet cimport sockaddr_in
-from aioqemu._sys.inet cimport sockaddr_in6
 from aioqemu._sys.libc cimport EAGAIN
-from aioqemu._sys.libc cimport EBADF
 from aioqemu._sys.libc cimport EINTR
 from aioqemu._sys.libc cimport MSG_DONTWAIT
 from aioqemu._sys.libc cimport MSG_NOSIGNAL
@@ -71,18 +53,9 @@ from aioqemu._sys.libc cimport errno
 from aioqemu._sys.libc cimport iovec
 
 from aioqemu._loop.private import (
-    TransportSocket,
-    _set_result_unless_cancelled,
     constants,
     logger,
 )
-
-cdef extern from "string.h":
-    size_t strnlen(const char *s, size_t n)
-
-cdef extern from "Python.h":
-    const char *PyUnicode_AsUTF8AndSize(object s, Py_ssize_t *n) except NULL
-    object PyUnicode_DecodeFSDefaultAndSize(const char *s, Py_ssize_t n)
 
 cdef enum:
     # The largest UDP datagram has less than 64 KiB; others, of Unix sockets say, may
@@ -119,21 +92,6 @@ cdef int _on_writable(void *opaque) except -1:
     return 0
 
 
-cdef int _on_lost(void *opaque) except -1:
-    # As of a stream: the number may be somebody else's by now, so nobody closes it.
-    cdef DatagramTransport t = <DatagramTransport>opaque
-    t.node = NULL
-    if t.loop.in_child():
-        t.queue.clear()         # the parent's to send
-        t.queued = 0
-        return 0
-    t._forget_fd()
-    if t.sock is not None:
-        t.sock.detach()
-    t._force_close(OSError(EBADF, "the file descriptor was closed under the transport"))
-    return 0
-
-
 def make_datagram_transport(LoopCore loop not None, sock, protocol, address=None,
                             waiter=None, extra=None):
     """Make a transport for a non-blocking datagram socket, which it owns.
@@ -143,31 +101,17 @@ def make_datagram_transport(LoopCore loop not None, sock, protocol, address=None
     """
     cdef DatagramTransport t = DatagramTransport.__new__(DatagramTransport)
     cdef dict info = dict(extra) if extra else {}
-    cdef AqTransportObject *base = <AqTransportObject *><PyObject *>t
-    t.loop = loop
-    t.sock = sock
-    t.fd = sock.fileno()
+    loop._ensure_fd_no_transport(sock)
+    t.io_read = _on_readable
+    t.io_write = _on_writable
     t.family = sock.family
     t.address = address
-    t.ctx = _copy_context()
-    t.high_water = HIGH_WATER
-    t.low_water = LOW_WATER
-    Py_INCREF(info)
-    base.extra = <PyObject *>info
-    if "peername" not in info:
-        try:
-            info["peername"] = sock.getpeername()
-        except OSError:
-            info["peername"] = None
+    t._adopt(loop, sock, sock.fileno(), None, protocol, waiter, info)
     t.has_peer = info["peername"] is not None
-    loop._ensure_fd_no_transport(t.fd)
-    t._set_protocol(protocol)
-    loop.transports[t.fd] = _weakref(t)
-    loop.soon(t._start, <PyObject *>waiter, NULL, t.ctx.copy())
     return t
 
 
-cdef class DatagramTransport(DatagramTransportBase):
+cdef class DatagramTransport(SocketTransport, _DatagramTransport):
     """A datagram socket (`asyncio.DatagramTransport`).
 
     Made by the loop.  All methods belong to the loop's thread.
@@ -176,70 +120,14 @@ cdef class DatagramTransport(DatagramTransportBase):
     max_size = OTHER_SIZE
 
     def __cinit__(self):
-        self.fd = -1
-        self.node = NULL
         self.arrived = []
         self.queue = _deque()
-
-    def __init__(self):
-        raise TypeError("transports are made by the loop")
-
-    def __repr__(self):
-        parts = [type(self).__name__]
-        if self.fd < 0:
-            parts.append("closed")
-        elif self.closing:
-            parts.append("closing")
-        if self.fd >= 0:
-            parts.append(f"fd={self.fd}")
-            if not self.loop.context.closed:
-                polling = self.node != NULL and self.node.events & POLLIN
-                parts.append("read=polling" if polling else "read=idle")
-                state = "polling" if self.queue else "idle"
-                parts.append(f"write=<{state}, bufsize={self.queued}>")
-        return "<{}>".format(" ".join(parts))
-
-    def __del__(self):
-        if self.sock is not None:
-            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
-            self._unregister()
-            self._forget_fd()
-            self.sock.close()
-            self.sock = None
 
     # -- what asyncio's own code and its users look at ------------------------------------
 
     @property
-    def _loop(self):
-        return self.loop
-
-    @property
-    def _sock(self):
-        return self.sock
-
-    @property
-    def _sock_fd(self):
-        return self.fd
-
-    @property
     def _address(self):
         return self.address
-
-    @property
-    def _protocol(self):
-        return self.protocol
-
-    @property
-    def _protocol_paused(self):
-        return bool(self.writing_paused)
-
-    @property
-    def _closing(self):
-        return bool(self.closing)
-
-    @property
-    def _conn_lost(self):
-        return self.lost
 
     @property
     def _buffer(self):
@@ -253,138 +141,30 @@ cdef class DatagramTransport(DatagramTransportBase):
     def _header_size(self):
         return _header_size
 
-    def get_extra_info(self, name, default=None):
-        """Information about the endpoint: "socket", "sockname", "peername"."""
-        cdef dict info = <dict>(<AqTransportObject *><PyObject *>self).extra
-        value = info.get(name, info)
-        if value is not info:
-            return value
-        if name == "socket":
-            if self.sock is None:
-                return default
-            value = info["socket"] = TransportSocket(self.sock)
-            return value
-        if name == "sockname":
-            if self.sock is None:
-                return default
-            self._learn_sockname()
-            return info["sockname"]
-        return default
-
-    def _learn_sockname(self):
-        info = <dict>(<AqTransportObject *><PyObject *>self).extra
-        if "sockname" not in info:
-            try:
-                info["sockname"] = self.sock.getsockname()
-            except OSError:
-                info["sockname"] = None
-
-    def get_protocol(self):
-        """The protocol in use."""
-        return self.protocol
-
-    def set_protocol(self, protocol):
-        """Use another protocol from now on."""
-        self._set_protocol(protocol)
-
     cdef int _set_protocol(self, object protocol) except -1:
         self.protocol = protocol
         self.received = getattr(protocol, "datagram_received", None)
         return 0
 
-    def is_closing(self):
-        """Whether the transport is closing or closed."""
-        return bool(self.closing)
-
-    def is_reading(self):
-        """Whether datagrams are being received."""
-        return not self.closing and not self.reading_paused
-
     # -- life -----------------------------------------------------------------------------
 
-    def _start(self, waiter):
-        try:
-            self.protocol.connection_made(self)
-        finally:
-            # A protocol that raised is reported; the endpoint goes on, as asyncio's.
-            self.connected = True
-            try:
-                self._update()
-            except OSError as exc:
-                self._fatal_error(exc, "Cannot watch the socket")
-            if waiter is not None:
-                _set_result_unless_cancelled(waiter, None)
-
-    cdef void _unregister(self) noexcept:
-        cdef AioHandler *node = self.node
-        self.node = NULL
-        if node != NULL:
-            self.loop.context.unwatch(node)
-
-    cdef int _update(self) except -1:
-        """Watch what is wanted now; nothing at all if nothing is."""
+    cdef uint32_t _wanted(self) noexcept:
         cdef uint32_t events = 0
-        if self.connected and self.fd >= 0 and not self.lost:
-            if not (self.reading_paused or self.closing):
-                events |= POLLIN
-            if self.queue:
-                events |= POLLOUT
-        if events == 0:
-            self._unregister()
-        elif self.node == NULL:
-            self.node = self.loop.context.watch(
-                self.fd, AIO_OWNER_TRANSPORT, events, _on_readable, _on_writable, self)
-            self.node.io_lost = _on_lost
-        else:
-            self.loop.context.modify(self.node, events)
-        return 0
+        if not (self.reading_paused or self.closing):
+            events = POLLIN
+        if self.queued or self.queue:
+            events |= POLLOUT
+        return events
 
-    cdef int _forget_fd(self) except -1:
-        if self.fd >= 0:
-            known = self.loop.transports.get(self.fd)
-            if known is not None and known() in (self, None):
-                del self.loop.transports[self.fd]
-            self.fd = -1
-        return 0
-
-    def _fatal_error(self, exc, message="Fatal error on transport"):
-        if not isinstance(exc, OSError):
-            report(self.loop, self, self.protocol, exc, message)
-        elif self.loop.debug:
-            logger.debug("%r: %s", self, message, exc_info=True)
-        self._force_close(exc)
-
-    def _force_close(self, exc):
-        if self.lost:
-            return
+    cdef int _drop_output(self) except -1:
         self.queue.clear()
         self.queued = 0
-        self.closing = True
-        self._unregister()
-        self._schedule_lost(exc)
-
-    cdef int _schedule_lost(self, object exc) except -1:
-        self.lost += 1
-        self.loop.soon(
-            self._call_connection_lost, <PyObject *>exc, NULL, self.ctx.copy())
         return 0
 
-    def _call_connection_lost(self, exc):
-        try:
-            if self.connected:
-                self.protocol.connection_lost(exc)
-        finally:
-            self._unregister()
-            sock = self.sock
-            if sock is not None:
-                self._learn_sockname()
-                self._forget_fd()
-                self.sock = None
-                # Or a request on a ring goes on holding the file, and the address.
-                self.loop.context.mon.flush()
-                sock.close()
-            self.protocol = self.received = None
-            self.arrived.clear()
+    cdef int _ended(self) except -1:
+        self.received = None
+        self.arrived.clear()
+        return 0
 
     def close(self):
         """Close the endpoint once what is queued is sent."""
@@ -395,26 +175,12 @@ cdef class DatagramTransport(DatagramTransportBase):
         if not self.queue:
             self._schedule_lost(None)
 
-    def abort(self):
-        """Close the endpoint now; what was not sent is lost."""
-        self._force_close(None)
-
     # -- receiving ------------------------------------------------------------------------
-
-    def pause_reading(self):
-        """Receive nothing until `resume_reading`."""
-        if self.closing or self.reading_paused:
-            return
-        self.reading_paused = True
-        self._update()
 
     def resume_reading(self):
         """Receive again."""
-        if self.closing or not self.reading_paused:
-            return
-        self.reading_paused = False
-        self._update()
-        if self.arrived:
+        SocketTransport.resume_reading(self)
+        if self.arrived and not self.reading_paused and not self.closing:
             self.loop.soon(self._resume, NULL, NULL, self.ctx.copy())
 
     def _resume(self):
@@ -430,6 +196,8 @@ cdef class DatagramTransport(DatagramTransportBase):
         cdef int i, n, size, err
         if self.lost or self.closing or self.reading_paused or self.fd < 0:
             return 0
+        if self._stolen():
+            return self._robbed()
         if self.family == AF_INET or self.family == AF_INET6:
             n = INET_BATCH
             size = INET_SIZE
@@ -493,26 +261,11 @@ cdef class DatagramTransport(DatagramTransportBase):
 
     cdef object _sender(self, aq_address *a, unsigned int size):
         """The address as Python has it; the last one is remembered."""
-        cdef char host[INET6_ADDRSTRLEN]
         if size == self.peer_size and size and memcmp(a, &self.peer, size) == 0:
             return self.peer_name
+        name = address_name(a, size)
         if size == 0:
-            return None
-        if a.sa.sa_family == AF_INET:
-            inet_ntop(AF_INET, &a.in4.sin_addr, host, sizeof(host))
-            name = ((<bytes>host).decode("ascii"), ntohs(a.in4.sin_port))
-            size = min(size, <unsigned int>sizeof(sockaddr_in))
-        elif a.sa.sa_family == AF_INET6:
-            inet_ntop(AF_INET6, &a.in6.sin6_addr, host, sizeof(host))
-            name = ((<bytes>host).decode("ascii"), ntohs(a.in6.sin6_port),
-                    ntohl(a.in6.sin6_flowinfo), a.in6.sin6_scope_id)
-        elif size > AQ_PATH_OFFSET and a.un.sun_path[0] == 0:
-            name = PyBytes_FromStringAndSize(a.un.sun_path, size - AQ_PATH_OFFSET)
-        elif size > AQ_PATH_OFFSET:
-            name = PyUnicode_DecodeFSDefaultAndSize(
-                a.un.sun_path, strnlen(a.un.sun_path, size - AQ_PATH_OFFSET))
-        else:
-            name = ""
+            return name
         memcpy(&self.peer, a, size)
         self.peer_size = size
         self.peer_name = name
@@ -660,49 +413,15 @@ cdef class DatagramTransport(DatagramTransportBase):
     cdef bint _resolve(self, object addr) except -1:
         """Whether the address is the last sender, or now in `target`."""
         cdef aq_address a
-        cdef Py_ssize_t n
-        cdef const char *host
+        cdef unsigned int size
         if addr is self.peer_name:
             return self.peer_size != 0
         if addr is self.target_name:
             return True
-        # Only what cannot change and needs no look-up; the rest is the socket module's.
-        if type(addr) is not tuple:
+        size = address_parse(addr, self.family, &a)
+        if size == 0:
             return False
-        n = len(<tuple>addr)
-        if n < 2 or type((<tuple>addr)[0]) is not str:
-            return False
-        for i in range(1, n):
-            if type((<tuple>addr)[i]) is not int:
-                return False
-        if not 0 <= addr[1] <= 65535:
-            return False
-        if not (<str>(<tuple>addr)[0]).isascii():
-            return False
-        host = PyUnicode_AsUTF8AndSize((<tuple>addr)[0], NULL)
-        memset(&a, 0, sizeof(a))
-        if self.family == AF_INET and n == 2:
-            if inet_pton(AF_INET, host, &a.in4.sin_addr) != 1:
-                return False
-            a.in4.sin_family = AF_INET
-            a.in4.sin_port = htons(addr[1])
-            self.target_size = sizeof(sockaddr_in)
-        elif self.family == AF_INET6 and n <= 4:
-            if inet_pton(AF_INET6, host, &a.in6.sin6_addr) != 1:
-                return False
-            a.in6.sin6_family = AF_INET6
-            a.in6.sin6_port = htons(addr[1])
-            if n > 2:
-                if not 0 <= addr[2] <= 0xfffff:
-                    return False
-                a.in6.sin6_flowinfo = htonl(addr[2])
-            if n > 3:
-                if not 0 <= addr[3] <= 0xffffffff:
-                    return False
-                a.in6.sin6_scope_id = addr[3]
-            self.target_size = sizeof(sockaddr_in6)
-        else:
-            return False
+        self.target_size = size
         self.target = a
         self.target_name = addr
         return True
@@ -722,33 +441,6 @@ cdef class DatagramTransport(DatagramTransportBase):
             self._update()
             if self.closing:
                 self._schedule_lost(None)
-        return 0
-
-    # -- flow control -----------------------------------------------------------------------
-
-    def get_write_buffer_size(self):
-        """The number of bytes not yet handed to the kernel, headers included."""
-        return self.queued
-
-    def get_write_buffer_limits(self):
-        """The low and high water marks in bytes."""
-        return (self.low_water, self.high_water)
-
-    def set_write_buffer_limits(self, high=None, low=None):
-        """Set the marks at which the protocol is told to pause and resume writing."""
-        self.low_water, self.high_water = water_marks(high, low)
-        self._maybe_pause()
-
-    cdef int _maybe_pause(self) except -1:
-        if not self.writing_paused and self.queued > self.high_water:
-            self.writing_paused = True
-            call_flow(self.loop, self, self.protocol, True)
-        return 0
-
-    cdef int _maybe_resume(self) except -1:
-        if self.writing_paused and self.queued <= self.low_water and not self.lost:
-            self.writing_paused = False
-            call_flow(self.loop, self, self.protocol, False)
         return 0
 
 

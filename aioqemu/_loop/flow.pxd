@@ -32,6 +32,8 @@ cdef int queue_iov(OutQueue *q, iovec *iov, size_t *asked) noexcept
 cdef int queue_consume(OutQueue *q, Py_ssize_t n) noexcept
 # Drop everything, the memory too.
 cdef int queue_clear(OutQueue *q) noexcept
+# What is in it.
+cdef list queue_list(OutQueue *q)
 
 # (low, high) from the arguments of set_write_buffer_limits.
 cdef tuple water_marks(object high, object low)

@@ -88,6 +88,14 @@ cdef int queue_clear(OutQueue *q) noexcept:
     return 0
 
 
+cdef list queue_list(OutQueue *q):
+    cdef list held = []
+    cdef Py_ssize_t i
+    for i in range(q.count):
+        held.append(<object>q.ring[(q.first + i) & (q.capacity - 1)])
+    return held
+
+
 cdef tuple water_marks(object high, object low):
     if high is None:
         high = HIGH_WATER if low is None else 4 * low

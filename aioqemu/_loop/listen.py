@@ -14,6 +14,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from .private import TransportSocket, constants, logger
+from .stream import accept, make_accepted_transport, prepare_listener
 
 if TYPE_CHECKING:
     import asyncio
@@ -49,8 +50,8 @@ class Listener:
         "_factory",
         "_fd",
         "_handle",
+        "_kind",
         "_loop",
-        "_plain_socket",
         "_retry",
         "_server",
         "_sock",
@@ -76,8 +77,8 @@ class Listener:
         self._server = server
         # One more than the backlog, so that a full one is emptied in one pass.
         self._batch = min(max(backlog, 1) + 1, _ACCEPT_BATCH)
-        # A subclass may have its own accept().
-        self._plain_socket = type(sock) is socket.socket
+        # What natively accepted connections are; None if the socket must accept them.
+        self._kind = prepare_listener(sock)
         self._fd = sock.fileno()
         self._retry: asyncio.TimerHandle | None = None
         self._handle: asyncio.Handle | None = loop._add_reader(self._fd, self._accept)
@@ -116,23 +117,14 @@ class Listener:
             return  # closed behind our back; it was reported when accept failed
         self._handle = self._loop._add_reader(fd, self._accept)
 
-    def _accept_one(self) -> tuple[socket.socket, Any]:
-        """Take one connection; its socket does not block.
-
-        Raises:
-            BlockingIOError: There is none.
-        """
-        sock = self._sock
-        if not self._plain_socket:
-            conn, address = sock.accept()
-        else:
-            # accept() without its look at the default time-out.
-            fd, address = sock._accept()  # type: ignore[attr-defined]
-            try:
-                conn = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
-            except BaseException:
-                os.close(fd)
-                raise
+    def _accept_one(self) -> tuple[int | socket.socket, Any] | None:
+        """Take one connection, that does not block; None if there is none."""
+        if self._kind is not None:
+            return accept(self._fd)
+        try:
+            conn, address = self._sock.accept()
+        except (BlockingIOError, InterruptedError):
+            return None
         try:
             conn.setblocking(False)
         except BaseException:
@@ -145,9 +137,9 @@ class Listener:
         loop = self._loop
         for _ in range(self._batch):
             try:
-                conn, address = self._accept_one()
-            except (BlockingIOError, InterruptedError):
-                return
+                if self._sock.fileno() != self._fd:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+                accepted = self._accept_one()
             except OSError as exc:
                 if exc.errno in _LOST_BEFORE_ACCEPT:
                     continue
@@ -156,6 +148,11 @@ class Listener:
                 else:
                     self._pause("socket.accept() failed", exc)
                 return
+            if accepted is None:
+                return
+            conn, address = accepted
+            if loop._debug or (self._tls is not None):
+                conn = self._as_socket(conn)
             if loop._debug:
                 logger.debug(
                     "%r got a new connection from %r: %r", self._server, address, conn
@@ -164,12 +161,30 @@ class Listener:
             if self._handle is None:
                 return  # the protocol factory closed the server
 
-    def _serve(self, conn: socket.socket, address: Any) -> None:
+    def _as_socket(self, conn: int | socket.socket) -> socket.socket:
+        if isinstance(conn, socket.socket):
+            return conn
+        family, type_, proto = self._kind or (-1, -1, -1)
+        try:
+            # It does not block already; said so, the object believes it.
+            return socket.socket(
+                family, type_ | socket.SOCK_NONBLOCK, proto, fileno=conn
+            )
+        except BaseException:
+            os.close(conn)
+            raise
+
+    def _serve(self, conn: int | socket.socket, address: Any) -> None:
         """Give a connection its protocol and transport."""
         loop = self._loop
         protocol = None
         try:
             protocol = self._factory()
+            if isinstance(conn, int):
+                make_accepted_transport(
+                    loop, conn, self._kind, protocol, address, self._server
+                )
+                return
             extra = {"peername": address}
             if self._tls is None:
                 loop._make_socket_transport(
@@ -189,11 +204,13 @@ class Listener:
                 ssl_handshake_timeout=handshake,
                 ssl_shutdown_timeout=shutdown,
             )
-        except (SystemExit, KeyboardInterrupt):
-            conn.close()
-            raise
         except BaseException as exc:
-            conn.close()
+            if isinstance(conn, int):
+                os.close(conn)
+            else:
+                conn.close()
+            if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+                raise
             # The program's own error, so also without debug mode.
             self._report(exc, protocol, None)
         else:

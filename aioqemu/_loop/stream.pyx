@@ -13,38 +13,43 @@ write() has returned, so what could not be sent on the spot is copied.
 import asyncio
 import socket as _socket
 import sys
-from contextvars import copy_context as _copy_context
-from weakref import ref as _weakref
 
 from cpython.buffer cimport PyBUF_SIMPLE
 from cpython.buffer cimport PyBUF_WRITABLE
 from cpython.buffer cimport PyBuffer_Release
 from cpython.buffer cimport PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.bytes cimport PyBytes_CheckExact
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
-from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint32_t
+from libc.string cimport memset
 
-from aioqemu._engine.types cimport AIO_OWNER_TRANSPORT
-from aioqemu._engine.types cimport AioHandler
+from aioqemu._loop.address cimport address_name
 from aioqemu._loop.core cimport SCRATCH_SIZE
 from aioqemu._loop.core cimport LoopCore
 from aioqemu._loop.flow cimport FLUSH_SIZE
-from aioqemu._loop.flow cimport HIGH_WATER
-from aioqemu._loop.flow cimport LOW_WATER
 from aioqemu._loop.flow cimport MAX_IOV
-from aioqemu._loop.flow cimport call_flow
 from aioqemu._loop.flow cimport enter
 from aioqemu._loop.flow cimport os_error
-from aioqemu._loop.flow cimport report
-from aioqemu._loop.flow cimport water_marks
+from aioqemu._loop.flow cimport queue_clear
+from aioqemu._loop.flow cimport queue_consume
+from aioqemu._loop.flow cimport queue_iov
+from aioqemu._loop.flow cimport queue_list
+from aioqemu._loop.flow cimport queue_push
 from aioqemu._loop.handles cimport PyContext_Exit
-from aioqemu._loop.layouts cimport AqTransportObject
+from aioqemu._loop.transport cimport SocketTransport
 from aioqemu._sys.classes cimport refuse_new
+from aioqemu._sys.inet cimport AF_INET
+from aioqemu._sys.inet cimport AF_INET6
+from aioqemu._sys.inet cimport AF_UNIX
+from aioqemu._sys.inet cimport SOCK_CLOEXEC
+from aioqemu._sys.inet cimport SOCK_NONBLOCK
+from aioqemu._sys.inet cimport accept4
+from aioqemu._sys.inet cimport aq_address
+from aioqemu._sys.inet cimport shutdown
+from aioqemu._sys.inet cimport sockaddr
 from aioqemu._sys.libc cimport EAGAIN
 from aioqemu._sys.libc cimport EBADF
 from aioqemu._sys.libc cimport EINTR
@@ -52,6 +57,8 @@ from aioqemu._sys.libc cimport MSG_DONTWAIT
 from aioqemu._sys.libc cimport MSG_NOSIGNAL
 from aioqemu._sys.libc cimport POLLIN
 from aioqemu._sys.libc cimport POLLOUT
+from aioqemu._sys.libc cimport SHUT_WR
+from aioqemu._sys.libc cimport close
 from aioqemu._sys.libc cimport errno
 from aioqemu._sys.libc cimport iovec
 from aioqemu._sys.libc cimport msghdr
@@ -59,19 +66,14 @@ from aioqemu._sys.libc cimport recv
 from aioqemu._sys.libc cimport send
 from aioqemu._sys.libc cimport sendmsg
 
-from aioqemu._engine import unclosed
 from aioqemu._loop.private import (
     SendfileMode,
-    TransportSocket,
-    _set_result_unless_cancelled,
     constants,
     logger,
 )
 
-cdef object _warn_unclosed = unclosed.warn_unclosed
 cdef object _BufferedProtocol = asyncio.BufferedProtocol
-cdef int AF_INET = _socket.AF_INET
-cdef int AF_INET6 = _socket.AF_INET6
+cdef object _Socket = _socket.socket
 cdef int SOCK_STREAM = _socket.SOCK_STREAM
 cdef int IPPROTO_TCP = _socket.IPPROTO_TCP
 cdef int TCP_NODELAY = _socket.TCP_NODELAY
@@ -93,22 +95,6 @@ cdef int _on_writable(void *opaque) except -1:
     return 0
 
 
-cdef int _on_lost(void *opaque) except -1:
-    # The engine has removed the node: the fd was closed behind our back, and its number
-    # may be somebody else's by now.  The socket object must not close it either.
-    cdef StreamTransport t = <StreamTransport>opaque
-    t.node = NULL
-    if t.loop.in_child():
-        t._clear_queue()        # the parent's to send
-        t.blocked = False
-        return 0
-    t._forget_fd()
-    if t.sock is not None:
-        t.sock.detach()
-    t._force_close(OSError(EBADF, "the file descriptor was closed under the transport"))
-    return 0
-
-
 cdef int _flush(void *opaque) except -1:
     cdef StreamTransport t = <StreamTransport>opaque
     if t.fd >= 0 and not t.blocked and not t.lost and t.queued:
@@ -116,39 +102,24 @@ cdef int _flush(void *opaque) except -1:
     return 0
 
 
-cdef StreamTransport new_stream_transport(
-        LoopCore loop, object sock, object protocol, object waiter, object extra,
-        object server):
-    cdef StreamTransport t
-    cdef dict info = dict(extra) if extra else {}
-    cdef AqTransportObject *base
-    loop._ensure_fd_no_transport(sock)     # before the socket is ours to close
-    t = StreamTransport.__new__(StreamTransport)
-    base = <AqTransportObject *><PyObject *>t
-    t.loop = loop
-    t.sock = sock
-    t.fd = sock.fileno()
+cdef StreamTransport _new(LoopCore loop, object sock, int fd, tuple kind, object protocol,
+                          object waiter, dict info, object server):
+    cdef StreamTransport t = StreamTransport.__new__(StreamTransport)
+    t.io_read = _on_readable
+    t.io_write = _on_writable
     t.server = server
-    t.ctx = _copy_context()
-    t.queue = []
-    t.high_water = HIGH_WATER
-    t.low_water = LOW_WATER
-    Py_INCREF(info)
-    base.extra = <PyObject *>info
-    if "peername" not in info:
-        try:
-            info["peername"] = sock.getpeername()
-        except OSError:
-            info["peername"] = None
-    t._set_protocol(protocol)
-    if (sock.family == AF_INET or sock.family == AF_INET6) and sock.type == SOCK_STREAM \
-            and sock.proto in (0, IPPROTO_TCP):
-        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    t._adopt(loop, sock, fd, kind, protocol, waiter, info)
     if server is not None:
-        _attach(server, t)
-    loop.transports[t.fd] = _weakref(t)
-    loop.soon(t._start, <PyObject *>waiter, NULL, t.ctx.copy())
+        if _server_takes_transport:
+            server._attach(t)
+        else:
+            server._attach()
     return t
+
+
+cdef bint _is_tcp(int family, int type_, int proto) noexcept:
+    return ((family == AF_INET or family == AF_INET6) and type_ == SOCK_STREAM
+            and (proto == 0 or proto == IPPROTO_TCP))
 
 
 def make_stream_transport(LoopCore loop not None, sock, protocol, waiter=None, *,
@@ -157,7 +128,66 @@ def make_stream_transport(LoopCore loop not None, sock, protocol, waiter=None, *
 
     `connection_made` is called in the next pass; then `waiter`, if given, is resolved.
     """
-    return new_stream_transport(loop, sock, protocol, waiter, extra, server)
+    loop._ensure_fd_no_transport(sock)
+    if _is_tcp(sock.family, sock.type, sock.proto):
+        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    return _new(loop, sock, sock.fileno(), None, protocol, waiter,
+                dict(extra) if extra else {}, server)
+
+
+def prepare_listener(sock):
+    """Set what accepted sockets inherit; whether `accept` can be used on this one.
+
+    Returns:
+        Family, type and protocol, to be passed to `make_accepted_transport`; None if
+        only the socket module knows the addresses of the family.
+    """
+    if type(sock) is not _Socket:
+        return None     # it may have an accept() of its own
+    kind = (int(sock.family), int(sock.type), int(sock.proto))
+    if kind[0] not in (AF_INET, AF_INET6, AF_UNIX):
+        return None
+    if _is_tcp(kind[0], kind[1], kind[2]):
+        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    return kind
+
+
+def accept(int fd):
+    """Accept a connection: its fd, non-blocking, and the peer's address.
+
+    None if there is none now.
+
+    Raises:
+        OSError: accept(2) failed otherwise.
+    """
+    cdef aq_address name
+    cdef unsigned int size
+    cdef int conn
+    while True:
+        size = sizeof(name)
+        memset(&name, 0, sizeof(name.un))
+        conn = accept4(fd, <sockaddr *>&name, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if conn >= 0:
+            break
+        if errno == EAGAIN:
+            return None
+        if errno != EINTR:
+            raise os_error(errno)
+    try:
+        return (conn, address_name(&name, size))
+    except BaseException:
+        close(conn)
+        raise
+
+
+def make_accepted_transport(LoopCore loop not None, int fd, tuple kind not None, protocol,
+                            peername, server):
+    """Make a transport for what `accept` gave; the fd is the transport's.
+
+    No socket object is made until somebody asks for it.
+    """
+    loop._ensure_fd_no_transport(fd)
+    return _new(loop, None, fd, kind, protocol, None, {"peername": peername}, server)
 
 
 cdef bint _server_takes_transport = sys.version_info >= (3, 13)
@@ -167,15 +197,7 @@ cdef str _data_kinds = (
     "bytes, bytearray, or memoryview" if sys.version_info >= (3, 14) else "bytes-like")
 
 
-cdef int _attach(object server, object transport) except -1:
-    if _server_takes_transport:
-        server._attach(transport)
-    else:
-        server._attach()
-    return 0
-
-
-cdef class StreamTransport(TransportBase):
+cdef class StreamTransport(SocketTransport):
     """A connected stream socket (`asyncio.Transport`).
 
     Made by the loop.  All methods belong to the loop's thread.
@@ -185,88 +207,17 @@ cdef class StreamTransport(TransportBase):
     _sendfile_compatible = SendfileMode.TRY_NATIVE
 
     def __cinit__(self):
-        self.fd = -1
-        self.node = NULL
         self.flush_node.linked = False
         self.flush_node.next = NULL
 
-    def __init__(self):
-        raise TypeError("transports are made by the loop")
-
-    def __repr__(self):
-        parts = [type(self).__name__]
-        if self.fd < 0:
-            parts.append("closed")
-        elif self.closing:
-            parts.append("closing")
-        if self.fd >= 0:
-            parts.append(f"fd={self.fd}")
-            if self.loop is not None and not self.loop.context.closed:
-                polling = (self.node != NULL and self.node.events & POLLIN)
-                parts.append("read=polling" if polling else "read=idle")
-                state = "polling" if self.blocked else "idle"
-                parts.append(f"write=<{state}, bufsize={self.queued}>")
-        return "<{}>".format(" ".join(parts))
-
-    def __del__(self):
-        if self.sock is not None:
-            try:
-                if _warn_unclosed is not None:   # else the interpreter goes down
-                    _warn_unclosed(f"unclosed transport {self!r}", self)
-            finally:
-                self._drop_socket()
-
-    cdef int _drop_socket(self) except -1:
-        self._unregister()
-        self._forget_fd()
-        self.loop.context.mon.flush()
-        self.sock.close()
-        self.sock = None
-        if self.server is not None:
-            if _server_takes_transport:
-                self.server._detach(self)
-            else:
-                self.server._detach()
-            self.server = None
-        return 0
+    def __dealloc__(self):
+        queue_clear(&self.queue)
 
     # -- what asyncio's own code and its users look at ------------------------------------
 
     @property
-    def _loop(self):
-        return self.loop
-
-    @property
-    def _sock(self):
-        return self.sock
-
-    @property
-    def _sock_fd(self):
-        return self.fd
-
-    @property
     def _server(self):
         return self.server
-
-    @property
-    def _protocol(self):
-        return self.protocol
-
-    @property
-    def _protocol_paused(self):
-        return bool(self.writing_paused)
-
-    @property
-    def _closing(self):
-        return bool(self.closing)
-
-    @property
-    def _paused(self):
-        return bool(self.reading_paused)
-
-    @property
-    def _conn_lost(self):
-        return self.lost
 
     @property
     def _eof(self):
@@ -278,38 +229,7 @@ cdef class StreamTransport(TransportBase):
 
     @property
     def _buffer(self):
-        return self.queue[self.queue_start:]
-
-    def get_extra_info(self, name, default=None):
-        """Information about the connection: "socket", "sockname", "peername", ..."""
-        cdef dict info = <dict>(<AqTransportObject *><PyObject *>self).extra
-        value = info.get(name, info)
-        if value is not info:
-            return value
-        # Asked for seldom, so found out when it is asked for.
-        if name == "socket":
-            if self.sock is None:
-                return default
-            value = info["socket"] = TransportSocket(self.sock)
-            return value
-        if name == "sockname":
-            if self.sock is None:
-                return default
-            try:
-                value = self.sock.getsockname()
-            except OSError:
-                value = None
-            info["sockname"] = value
-            return value
-        return default
-
-    def get_protocol(self):
-        """The protocol in use."""
-        return self.protocol
-
-    def set_protocol(self, protocol):
-        """Use another protocol from now on."""
-        self._set_protocol(protocol)
+        return queue_list(&self.queue)
 
     cdef int _set_protocol(self, object protocol) except -1:
         self.protocol = protocol
@@ -322,135 +242,37 @@ cdef class StreamTransport(TransportBase):
             self.get_buffer = self.buffer_updated = None
         return 0
 
-    def is_closing(self):
-        """Whether the transport is closing or closed."""
-        return bool(self.closing)
-
-    def is_reading(self):
-        """Whether data is being received."""
-        return not self.closing and not self.reading_paused
-
     # -- life -----------------------------------------------------------------------------
 
-    def _start(self, waiter):
-        try:
-            self.protocol.connection_made(self)
-        finally:
-            # A protocol that raised is reported; the connection goes on, as asyncio's.
-            self.connected = True
-            self.started = True
-            try:
-                self._update()
-            except OSError as exc:
-                self._fatal_error(exc, "Cannot watch the socket")
-            if waiter is not None:
-                _set_result_unless_cancelled(waiter, None)
-
-    cdef void _unregister(self) noexcept:
-        cdef AioHandler *node = self.node
-        self.node = NULL
-        if node != NULL:
-            self.loop.context.unwatch(node)
-
-    cdef int _update(self) except -1:
-        """Watch what is wanted now; nothing at all if nothing is.
-
-        An fd that is watched for nothing would still report a hang-up, for ever; and
-        while nothing is wanted, sendfile may watch it.
-        """
+    cdef uint32_t _wanted(self) noexcept:
         cdef uint32_t events = 0
-        if self.started and self.fd >= 0 and not self.lost:
-            if not (self.reading_paused or self.closing or self.eof_received):
-                events |= POLLIN
-            if self.blocked:
-                events |= POLLOUT
-        if events == 0:
-            self._unregister()
-        elif self.node == NULL:
-            self.node = self.loop.context.watch(
-                self.fd, AIO_OWNER_TRANSPORT, events, _on_readable, _on_writable, self)
-            self.node.io_lost = _on_lost
-        else:
-            self.loop.context.modify(self.node, events)
-        return 0
+        if not (self.reading_paused or self.closing or self.eof_received):
+            events = POLLIN
+        if self.blocked:
+            events |= POLLOUT
+        return events
 
-    cdef int _forget_fd(self) except -1:
-        if self.fd >= 0:
-            known = self.loop.transports.get(self.fd)
-            if known is not None and known() in (self, None):
-                del self.loop.transports[self.fd]
-            self.fd = -1
-        return 0
-
-    def _fatal_error(self, exc, message="Fatal error on transport"):
-        if isinstance(exc, OSError):
-            if self.loop is not None and self.loop.debug:
-                logger.debug("%r: %s", self, message, exc_info=True)
-        elif self.loop is not None:
-            report(self.loop, self, self.protocol, exc, message)
-        self._force_close(exc)
-
-    cdef int _fatal_errno(self, int err, str message) except -1:
-        self._fatal_error(os_error(err), message)
-        return 0
-
-    def _force_close(self, exc):
-        if self.lost:
-            return
+    cdef int _drop_output(self) except -1:
         if self.loop is not None:
             self.loop.flush_cancel(&self.flush_node)
-        self._clear_queue()
-        self.blocked = False
-        self.closing = True
-        self._unregister()
-        self._schedule_lost(exc)
-
-    def _clear_queue(self):
-        self.queue = []
-        self.queue_start = 0
-        self.head_sent = 0
+        queue_clear(&self.queue)
         self.queued = 0
-
-    cdef int _schedule_lost(self, object exc) except -1:
-        self.lost += 1
-        self.loop.soon(
-            self._call_connection_lost, <PyObject *>exc, NULL, self.ctx.copy())
+        self.blocked = False
         return 0
 
-    def _call_connection_lost(self, exc):
-        protocol = self.protocol
-        try:
-            if self.connected:
-                protocol.connection_lost(exc)
-        finally:
-            self._unregister()
-            sock = self.sock
-            if sock is not None:
-                info = <dict>(<AqTransportObject *><PyObject *>self).extra
-                if "sockname" not in info:
-                    try:
-                        info["sockname"] = sock.getsockname()
-                    except OSError:
-                        info["sockname"] = None
-                self._forget_fd()
-                self.sock = None
-                # On io_uring a request may still hold the file, which close() would then
-                # not close; what takes it back goes to the kernel first.
-                self.loop.context.mon.flush()
-                sock.close()
-            self.protocol = None
-            self.data_received = self.get_buffer = self.buffer_updated = None
-            server = self.server
-            if server is not None:
-                self.server = None
-                if _server_takes_transport:
-                    server._detach(self)
-                else:
-                    server._detach()
-            waiter = self.empty_waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_exception(
-                    ConnectionError("Connection is closed by peer"))
+    cdef int _ended(self) except -1:
+        self.data_received = self.get_buffer = self.buffer_updated = None
+        server = self.server
+        if server is not None:
+            self.server = None
+            if _server_takes_transport:
+                server._detach(self)
+            else:
+                server._detach()
+        waiter = self.empty_waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(ConnectionError("Connection is closed by peer"))
+        return 0
 
     def close(self):
         """Close the connection once what was written is sent."""
@@ -469,29 +291,13 @@ cdef class StreamTransport(TransportBase):
             self._unregister()
             self._schedule_lost(None)
 
-    def abort(self):
-        """Close the connection now; what was not sent is lost."""
-        self._force_close(None)
-
     # -- reading --------------------------------------------------------------------------
-
-    def pause_reading(self):
-        """Receive nothing until `resume_reading`."""
-        if self.closing or self.reading_paused:
-            return
-        self.reading_paused = True
-        self._update()
-
-    def resume_reading(self):
-        """Receive again."""
-        if self.closing or not self.reading_paused:
-            return
-        self.reading_paused = False
-        self._update()
 
     cdef int _read(self) except -1:
         if self.lost or self.closing or self.reading_paused or self.fd < 0:
             return 0
+        if self._stolen():
+            return self._robbed()
         if self.get_buffer is None:
             return self._read_data()
         return self._read_buffered()
@@ -631,7 +437,7 @@ cdef class StreamTransport(TransportBase):
                 logger.warning("socket.send() raised exception.")
             self.lost += 1
             return 0
-        self.queue.append(data)
+        queue_push(&self.queue, data)
         self.queued += n
         if self.blocked:
             return self._maybe_pause()
@@ -644,36 +450,21 @@ cdef class StreamTransport(TransportBase):
         """Send what is queued, as far as the socket takes it."""
         cdef iovec iov[MAX_IOV]
         cdef msghdr msg
-        cdef Py_ssize_t i, count
-        cdef Py_ssize_t asked
+        cdef size_t asked
         cdef ssize_t n
         cdef int err
-        cdef char *p
         if self.loop.in_child():
-            self._clear_queue()     # the socket is the parent's as well
+            self._drop_output()     # the socket is the parent's as well
+        elif self._stolen():
+            return self._robbed()
         while self.queued:
-            count = len(self.queue) - self.queue_start
-            if count == 1:
-                data = self.queue[self.queue_start]
-                asked = PyBytes_GET_SIZE(data) - self.head_sent
-                p = PyBytes_AS_STRING(data) + self.head_sent
-                n = send(self.fd, p, asked, MSG_NOSIGNAL | MSG_DONTWAIT)
+            msg.msg_iovlen = queue_iov(&self.queue, iov, &asked)
+            if msg.msg_iovlen == 1:
+                n = send(self.fd, iov[0].iov_base, asked, MSG_NOSIGNAL | MSG_DONTWAIT)
             else:
-                if count > MAX_IOV:
-                    count = MAX_IOV
-                asked = 0
-                for i in range(count):
-                    data = self.queue[self.queue_start + i]
-                    iov[i].iov_base = PyBytes_AS_STRING(data)
-                    iov[i].iov_len = PyBytes_GET_SIZE(data)
-                    if i == 0:
-                        iov[0].iov_base = PyBytes_AS_STRING(data) + self.head_sent
-                        iov[0].iov_len -= self.head_sent
-                    asked += iov[i].iov_len
                 msg.msg_name = NULL
                 msg.msg_namelen = 0
                 msg.msg_iov = iov
-                msg.msg_iovlen = count
                 msg.msg_control = NULL
                 msg.msg_controllen = 0
                 msg.msg_flags = 0
@@ -684,10 +475,10 @@ cdef class StreamTransport(TransportBase):
                     continue
                 if err == EAGAIN:
                     break
-                self._clear_queue()
                 return self._fatal_errno(err, "Fatal write error on socket transport")
-            self._consume(n)
-            if n < asked:
+            queue_consume(&self.queue, n)
+            self.queued -= n
+            if <size_t>n < asked:
                 break       # the socket is full
         if self.queued:
             if not self.blocked:
@@ -701,33 +492,10 @@ cdef class StreamTransport(TransportBase):
             self._update()
         return self._drained()
 
-    cdef int _consume(self, Py_ssize_t n) except -1:
-        cdef Py_ssize_t size
-        self.queued -= n
-        if self.queued == 0:
-            self.queue.clear()
-            self.queue_start = 0
-            self.head_sent = 0
-            return 0
-        while n:
-            size = PyBytes_GET_SIZE(self.queue[self.queue_start]) - self.head_sent
-            if n < size:
-                self.head_sent += n
-                break
-            n -= size
-            self.head_sent = 0
-            self.queue[self.queue_start] = None
-            self.queue_start += 1
-        if self.queue_start > 64:
-            del self.queue[:self.queue_start]
-            self.queue_start = 0
-        return 0
-
     cdef int _drained(self) except -1:
         """Everything is sent."""
+        cdef int err
         self._maybe_resume()
-        if self.queued:
-            return 0        # the protocol has written more, which goes first
         if self.queued:
             # The protocol had more to say (TLS its farewell), which goes out before a close.
             if self.closing:
@@ -741,17 +509,20 @@ cdef class StreamTransport(TransportBase):
                 self._unregister()
                 self._schedule_lost(None)
         elif self.eof_sent:
-            self._shutdown()
+            err = self._shutdown()
+            if err:
+                self._fatal_errno(err, "Fatal error: cannot shut down the writing half")
         return 0
 
-    def _shutdown(self):
-        try:
-            self.sock.shutdown(_socket.SHUT_WR)
-        except OSError as exc:
-            self._fatal_error(exc, "Fatal error: cannot shut down the writing half")
+    cdef int _shutdown(self) except -1:
+        # 0 or an errno.
+        if self._stolen():
+            return EBADF
+        return errno if shutdown(self.fd, SHUT_WR) != 0 else 0
 
     def write_eof(self):
         """Close the writing half once what was written is sent."""
+        cdef int err
         if self.closing or self.eof_sent:
             return
         self.eof_sent = True
@@ -759,7 +530,9 @@ cdef class StreamTransport(TransportBase):
             self.loop.flush_cancel(&self.flush_node)
             self._send_now()     # shuts down when it is through
         elif not self.queued:
-            self.sock.shutdown(_socket.SHUT_WR)
+            err = self._shutdown()
+            if err:
+                raise os_error(err)
 
     def can_write_eof(self):
         """True: stream sockets can be half closed."""
@@ -773,29 +546,6 @@ cdef class StreamTransport(TransportBase):
             self.loop.flush_cancel(&self.flush_node)
             self._send_now()
         return self.queued
-
-    def get_write_buffer_limits(self):
-        """The low and high water marks in bytes."""
-        return (self.low_water, self.high_water)
-
-    def set_write_buffer_limits(self, high=None, low=None):
-        """Set the marks at which the protocol is told to pause and resume writing."""
-        self.low_water, self.high_water = water_marks(high, low)
-        self._maybe_pause()
-
-    cdef int _maybe_pause(self) except -1:
-        if self.writing_paused or self.queued <= self.high_water:
-            return 0
-        self.writing_paused = True
-        call_flow(self.loop, self, self.protocol, True)
-        return 0
-
-    cdef int _maybe_resume(self) except -1:
-        if not self.writing_paused or self.queued > self.low_water or self.lost:
-            return 0
-        self.writing_paused = False
-        call_flow(self.loop, self, self.protocol, False)
-        return 0
 
     # -- sendfile ---------------------------------------------------------------------------
 

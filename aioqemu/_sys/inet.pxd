@@ -1,4 +1,4 @@
-"""Socket addresses and datagrams as far as the datagram transport uses them."""
+"""Socket addresses, datagrams, accepting, as far as the transports use them."""
 
 from libc.stdint cimport uint16_t
 from libc.stdint cimport uint32_t
@@ -55,6 +55,8 @@ cdef extern from *:
         INET6_ADDRSTRLEN
         AQ_PATH_OFFSET
         MSG_TRUNC
+        SOCK_NONBLOCK
+        SOCK_CLOEXEC
     uint16_t htons(uint16_t x) nogil
     uint16_t ntohs(uint16_t x) nogil
     uint32_t htonl(uint32_t x) nogil
@@ -64,3 +66,6 @@ cdef extern from *:
     int recvmmsg(int fd, mmsghdr *msgs, unsigned int n, int flags, void *timeout) nogil
     ssize_t sendto(int fd, const void *buf, size_t n, int flags, const sockaddr *to,
                    unsigned int to_len) nogil
+    int accept4(int fd, sockaddr *address, unsigned int *size, int flags) nogil
+    int getsockname(int fd, sockaddr *address, unsigned int *size) nogil
+    int shutdown(int fd, int how) nogil

@@ -20,6 +20,7 @@ from .helpers import (
     eventually,
     fill,
     skip_control,
+    socket_pair,
 )
 
 pytestmark = pytest.mark.asyncio
@@ -391,3 +392,25 @@ async def test_a_buffered_protocol_may_hand_over_within_its_calls(when: str) -> 
         await eventually(lambda: b"second" in protocol.plain.data)
         assert protocol.data + protocol.plain.data == b"firstsecond"
         assert (protocol.data == b"first") is (when == "buffer_updated")
+
+
+async def test_a_reused_number_is_not_the_old_transports() -> None:
+    skip_control("reads what is the new owner's")
+    loop = asyncio.get_running_loop()
+    mine, peer = socket_pair("unix")
+    transport, protocol = await loop.create_connection(Recorder, sock=mine)
+    number = mine.fileno()
+    mine.close()  # behind the back of the transport
+    other, far = socket_pair("unix")
+    with peer, other, far:
+        assert other.fileno() == number
+        far.send(b"for the new owner")
+        await asyncio.wait([protocol.lost], timeout=0.05)
+        assert not protocol.data
+        transport.write(b"for the old peer")
+        await asyncio.wait_for(protocol.lost, 5)
+        assert isinstance(protocol.error, OSError)
+        assert other.recv(100) == b"for the new owner"
+        with pytest.raises(BlockingIOError):
+            far.recv(100)
+        assert other.fileno() == number

@@ -1,0 +1,73 @@
+"""SocketTransport: what the transports of sockets have in common.
+
+Home thread, GIL held.  A transport owns its socket: the fd is registered from
+connection_made to connection_lost and closed exactly once.
+"""
+
+from libc.stdint cimport uint32_t
+
+from aioqemu._engine.types cimport AioCallback
+from aioqemu._engine.types cimport AioHandler
+from aioqemu._loop.core cimport LoopCore
+from aioqemu._loop.shims cimport TransportBase
+
+cdef extern from *:
+    """
+    #ifndef AQ_SOCKET_FD
+    #define AQ_SOCKET_FD
+    /* How an object of _socket.socket begins; checked where it is made use of. */
+    typedef struct { PyObject_HEAD int fd; } AqSocketObject;
+    static inline int aq_socket_fd(PyObject *sock)
+    { return ((AqSocketObject *)sock)->fd; }
+    #endif
+    """
+    int aq_socket_fd(object sock)
+
+cdef class SocketTransport(TransportBase):
+    cdef LoopCore loop
+    cdef object sock               # None once closed, or as long as nobody asks for it
+    cdef tuple kind                # family, type and protocol of such a socket; or None
+    cdef int fd                    # -1 once closed
+    cdef AioHandler *node          # NULL when not registered
+    cdef AioCallback io_read       # of the subclass
+    cdef AioCallback io_write
+    cdef object protocol           # None after connection_lost
+    cdef object ctx                # contextvars.Context of the protocol's callbacks
+    cdef dict __dict__
+    cdef object __weakref__
+    cdef Py_ssize_t queued         # bytes not yet sent
+    cdef Py_ssize_t high_water
+    cdef Py_ssize_t low_water
+    # state
+    cdef bint watchful             # `sock` can be asked for its fd
+    cdef bint connected            # connection_made was called
+    cdef bint reading_paused
+    cdef bint writing_paused       # protocol.pause_writing() was called
+    cdef bint closing
+    cdef Py_ssize_t lost           # > 0: connection_lost is scheduled; counts writes since
+
+    # Begin: take the socket, given as an object or as an fd and its kind.
+    cdef int _adopt(self, LoopCore loop, object sock, int fd, tuple kind, object protocol,
+                    object waiter, dict info) except -1
+    # Whether the socket object was closed behind our back: its number may be another
+    # file's by now, and be reported as ready.
+    cdef inline bint _stolen(self) noexcept:
+        return self.watchful and aq_socket_fd(self.sock) != self.fd
+    # End because of that, or because the engine found out.
+    cdef int _robbed(self) except -1
+    cdef object _socket(self)
+    cdef int _update(self) except -1
+    cdef void _unregister(self) noexcept
+    cdef int _forget_fd(self) except -1
+    cdef int _close_socket(self, bint learn) except -1
+    cdef int _schedule_lost(self, object exc) except -1
+    cdef int _fatal_errno(self, int err, str message) except -1
+    cdef int _maybe_pause(self) except -1
+    cdef int _maybe_resume(self) except -1
+
+    # What a subclass adds: the events to watch for, whose protocol, forgetting what is
+    # not sent, and its own last steps.
+    cdef uint32_t _wanted(self) noexcept
+    cdef int _set_protocol(self, object protocol) except -1
+    cdef int _drop_output(self) except -1
+    cdef int _ended(self) except -1
