@@ -55,7 +55,7 @@ cdef class SocketTransport(TransportBase):
         return self.watchful and aq_socket_fd(self.sock) != self.fd
     # End because of that, or because the engine found out.
     cdef int _robbed(self) except -1
-    cdef object _socket(self)
+    cdef object _object(self)
     cdef int _update(self) except -1
     cdef void _unregister(self) noexcept
     cdef int _forget_fd(self) except -1

@@ -125,7 +125,7 @@ cdef class SocketTransport(TransportBase):
 
     @property
     def _sock(self):
-        return self._socket()
+        return self._object()
 
     @property
     def _sock_fd(self):
@@ -151,7 +151,7 @@ cdef class SocketTransport(TransportBase):
     def _conn_lost(self):
         return self.lost
 
-    cdef object _socket(self):
+    cdef object _object(self):
         if self.sock is None and self.fd >= 0 and self.kind is not None:
             family, type_, proto = self.kind
             # It does not block already; said so, the object believes it.
@@ -170,7 +170,7 @@ cdef class SocketTransport(TransportBase):
         if self.fd < 0:
             return default
         if name == "socket":
-            value = info["socket"] = TransportSocket(self._socket())
+            value = info["socket"] = TransportSocket(self._object())
             return value
         if name == "sockname":
             self._learn_sockname()
