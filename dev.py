@@ -79,7 +79,7 @@ def pytest(
     words += ["-n2", "--dist=worksteal"] if parallel else []
     # A shared machine may stall a test that waits for milliseconds: CI tries it again,
     # and its summary counts every such rerun.
-    words += ["--require-fdmon", "--reruns=2", "--reruns-delay=1"] if IN_CI else []
+    words += ["--require-fdmon", "--reruns=1", "--reruns-delay=1"] if IN_CI else []
     words += ["--color=yes"] if sys.stdout.isatty() else []
     return environment.stream([*words, *arguments], extra or {})
 

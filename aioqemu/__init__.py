@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ._engine.context import BottomHalf
+    from ._engine.handlers import BottomHalf
     from ._engine.notifier import EventNotifier
     from ._loop.aiocontext import AioContext
     from ._loop.loop import EventLoop
@@ -48,7 +48,7 @@ __all__ = [
 _HOMES = {
     "AioContext": "._loop.aiocontext",
     "BackendUnavailable": ".errors",
-    "BottomHalf": "._engine.context",
+    "BottomHalf": "._engine.handlers",
     "EventLoop": "._loop.loop",
     "EventNotifier": "._engine.notifier",
     "LoopParams": ".params",

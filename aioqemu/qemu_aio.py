@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol, cast
 
 from aioqemu._block.aiocb import AIOPool, BlockDriverAIOCB
 from aioqemu._engine import main_context
-from aioqemu._engine.context import BottomHalf
+from aioqemu._engine.handlers import BottomHalf
 from aioqemu._engine.notifier import EventNotifier
 from aioqemu._loop.aiocontext import AioContext
 
@@ -72,6 +72,12 @@ __all__ = [
 ]
 
 
+def _context(ctx: AioContext) -> AioContext:
+    if not isinstance(ctx, AioContext):
+        raise TypeError(f"an AioContext is expected, got {ctx!r}")
+    return ctx
+
+
 # -- contexts --------------------------------------------------------------------------
 
 
@@ -86,7 +92,7 @@ def aio_context_new() -> AioContext:
 
 def aio_context_ref(ctx: AioContext) -> None:
     """Take a reference [`ctx.ref()`]."""
-    ctx.ref()
+    _context(ctx).ref()
 
 
 def aio_context_unref(ctx: AioContext) -> None:
@@ -95,7 +101,7 @@ def aio_context_unref(ctx: AioContext) -> None:
     Raises:
         RuntimeError: no reference is left.
     """
-    ctx.unref()
+    _context(ctx).unref()
 
 
 def qemu_get_aio_context() -> AioContext:
@@ -114,7 +120,7 @@ def aio_bh_new(
     ctx: AioContext, cb: Callable[[Any], object], opaque: object = None
 ) -> BottomHalf:
     """Make a bottom half that calls `cb(opaque)` [`ctx.bh_new`].  Any thread."""
-    return ctx.bh_new(cb, opaque)
+    return _context(ctx).bh_new(cb, opaque)
 
 
 def qemu_bh_schedule(bh: BottomHalf) -> None:
@@ -126,7 +132,7 @@ def qemu_bh_schedule(bh: BottomHalf) -> None:
     Raises:
         RuntimeError: it was deleted, or its context closed.
     """
-    bh.schedule()
+    BottomHalf.schedule(bh)
 
 
 def qemu_bh_schedule_idle(bh: BottomHalf) -> None:
@@ -137,12 +143,12 @@ def qemu_bh_schedule_idle(bh: BottomHalf) -> None:
     Raises:
         RuntimeError: it was deleted, or its context closed.
     """
-    bh.schedule_idle()
+    BottomHalf.schedule_idle(bh)
 
 
 def qemu_bh_cancel(bh: BottomHalf) -> None:
     """Do not run a scheduled bottom half after all [`bh.cancel()`].  Any thread."""
-    bh.cancel()
+    BottomHalf.cancel(bh)
 
 
 def qemu_bh_delete(bh: BottomHalf) -> None:
@@ -150,12 +156,12 @@ def qemu_bh_delete(bh: BottomHalf) -> None:
 
     Twice does nothing.
     """
-    bh.delete()
+    BottomHalf.delete(bh)
 
 
 def aio_bh_poll(ctx: AioContext) -> bool:
     """Run the scheduled bottom halves; was one not idle? [`ctx.bh_poll()`]."""
-    return ctx.bh_poll()
+    return _context(ctx).bh_poll()
 
 
 # -- polling ---------------------------------------------------------------------------
@@ -176,17 +182,17 @@ def aio_poll(ctx: AioContext, blocking: bool) -> bool:
         RuntimeError: this is not the home thread, or a task of the context's own loop
             is running (`await ctx.flushed()` there).
     """
-    return ctx.poll(blocking)
+    return _context(ctx).poll(blocking)
 
 
 def aio_pending(ctx: AioContext) -> bool:
     """Was an fd reported ready whose handler has not run? [`ctx.pending()`]."""
-    return ctx.pending()
+    return _context(ctx).pending()
 
 
 def aio_flush(ctx: AioContext) -> None:
     """Poll until nothing is outstanding and nothing happens [`ctx.flush()`]."""
-    ctx.flush()
+    _context(ctx).flush()
 
 
 def aio_notify(ctx: AioContext) -> None:
@@ -194,7 +200,7 @@ def aio_notify(ctx: AioContext) -> None:
 
     Any thread, and signal handlers.  A notification before the wait is not lost.
     """
-    ctx.notify()
+    _context(ctx).notify()
 
 
 def aio_set_fd_handler(
@@ -223,7 +229,7 @@ def aio_set_fd_handler(
         OSError: the fd is closed (EBADF) or cannot be watched (EPERM).
         RuntimeError: a transport or `add_reader` has the fd.
     """
-    ctx.set_fd_handler(fd, io_read, io_write, io_flush, opaque)
+    _context(ctx).set_fd_handler(fd, io_read, io_write, io_flush, opaque)
 
 
 def aio_set_event_notifier(
@@ -236,7 +242,7 @@ def aio_set_event_notifier(
 
     The callbacks get the notifier, and `io_read` must `test_and_clear` it.
     """
-    ctx.set_event_notifier(notifier, io_read, io_flush)
+    _context(ctx).set_event_notifier(notifier, io_read, io_flush)
 
 
 def aio_get_g_source(ctx: AioContext) -> NoReturn:
@@ -359,19 +365,19 @@ def event_notifier_set(notifier: EventNotifier) -> None:
     Raises:
         OSError: EBADF after `event_notifier_cleanup`.
     """
-    notifier.set()
+    EventNotifier.set(notifier)
 
 
 def event_notifier_test_and_clear(notifier: EventNotifier) -> bool:
     """Drain it; had it been set? [`notifier.test_and_clear()`].  Any thread."""
-    return notifier.test_and_clear()
+    return EventNotifier.test_and_clear(notifier)
 
 
 def event_notifier_get_fd(notifier: EventNotifier) -> int:
     """The fd to watch for reading, -1 after cleanup [`notifier.fileno()`]."""
-    return notifier.fileno()
+    return EventNotifier.fileno(notifier)
 
 
 def event_notifier_cleanup(notifier: EventNotifier) -> None:
     """Close it; twice does nothing [`notifier.close()`]."""
-    notifier.close()
+    EventNotifier.close(notifier)

@@ -27,7 +27,7 @@ from libc.stdint cimport int64_t
 from libc.stdint cimport uint64_t
 
 from aioqemu._engine.context cimport AioContext
-from aioqemu._engine.context cimport BottomHalf
+from aioqemu._engine.handlers cimport BottomHalf
 from aioqemu._sys.libc cimport ECANCELED
 
 from aioqemu._engine import main_context

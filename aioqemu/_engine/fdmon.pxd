@@ -21,7 +21,11 @@ cdef class FdMon:
     # has_work() sees from memory alone whether there is anything to collect.
     cdef bint one_shot
     cdef readonly uint64_t submits   # requests handed to a ring
-    cdef int mirror           # an epoll set of the same fds, for outer_fd; or -1
+    # For outer_fd; each -1 until it is needed.
+    cdef int shell            # an epoll set with nothing in it but one that may be renewed
+    cdef int mirror           # an epoll set of the same fds, in the shell
+    cdef int mirror_extra     # an fd that belongs into the mirror as well
+    cdef bint mirror_stale    # something is in the mirror that is watched no more
 
     # Make what belongs to the running thread; called before the first wait there, and
     # again when the home thread has changed.  Raises OSError.
@@ -48,9 +52,14 @@ cdef class FdMon:
     cdef int outer_fd(self) noexcept
     # A request of the caller's own on the ring, or NULL where there is no ring.
     cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept
-    # For backends whose own fd cannot be nested: keep the mirror in step.
+    # Put an epoll set into the shell, made on first use; the shell or -errno.
+    cdef int shell_around(self, int inner) noexcept
+    # For backends whose own fd cannot be nested: a mirror in the shell, kept in step, and
+    # made anew when it is stale (in `prepare`).  The shell, 0, or -errno.
     cdef int mirror_open(self) noexcept
+    cdef int mirror_renew(self) noexcept
     cdef void mirror_ctl(self, int op, AioHandler *node) noexcept
+    cdef void mirror_close(self) noexcept
     # Give everything back.  `child`: after a fork, touch nothing that is shared.
     cdef void close(self, bint child) noexcept
     cdef dict info(self)

@@ -55,8 +55,7 @@ cdef class FdMonEpoll(FdMon):
             raise OSError(errno, "cannot create an epoll instance")
 
     def __dealloc__(self):
-        if self.epfd >= 0:
-            close(self.epfd)
+        self.close(False)
 
     cdef int _ctl(self, int op, AioHandler *node) noexcept:
         cdef epoll_event ev
@@ -142,8 +141,10 @@ cdef class FdMonEpoll(FdMon):
         cdef AioHandler *node
         if fresh < 0:
             return   # no fd to be had just now; the next report tries again
-        close(self.epfd)
+        close(self.epfd)        # which takes it out of the shell, too
         self.epfd = fresh
+        if self.shell >= 0:
+            self.shell_around(fresh)
         for fd in range(self.st.table_size):
             node = self.st.table[fd]
             if node != NULL:
@@ -153,9 +154,10 @@ cdef class FdMonEpoll(FdMon):
                     ready_push(self.st, node, POLLNVAL)
 
     cdef int outer_fd(self) noexcept:
-        return self.epfd
+        return self.shell if self.shell >= 0 else self.shell_around(self.epfd)
 
     cdef void close(self, bint child) noexcept:  # no-cython-lint
+        self.mirror_close()
         if self.epfd >= 0:
             close(self.epfd)
             self.epfd = -1

@@ -20,7 +20,6 @@ from aioqemu._sys.libc cimport ENOMEM
 from aioqemu._sys.libc cimport EPOLL_CTL_ADD
 from aioqemu._sys.libc cimport EPOLL_CTL_DEL
 from aioqemu._sys.libc cimport EPOLL_CTL_MOD
-from aioqemu._sys.libc cimport close
 from aioqemu._sys.libc cimport errno
 from aioqemu._sys.libc cimport pollfd
 from aioqemu._sys.libc cimport ppoll
@@ -140,6 +139,8 @@ cdef class FdMonPoll(FdMon):
         return n
 
     cdef int prepare(self) noexcept:
+        if self.mirror_stale:
+            self.mirror_renew()
         if self.dirty:
             return self._take_copy()
         return 0
@@ -166,8 +167,6 @@ cdef class FdMonPoll(FdMon):
         return self.mirror_open()
 
     cdef void close(self, bint child) noexcept:  # no-cython-lint
-        if self.mirror >= 0:
-            close(self.mirror)
-            self.mirror = -1
+        self.mirror_close()
         self.length = 0
         self.seen_length = 0

@@ -40,13 +40,10 @@ from aioqemu._sys.libc cimport ENOTSUP
 from aioqemu._sys.libc cimport EPOLL_CTL_ADD
 from aioqemu._sys.libc cimport EPOLL_CTL_DEL
 from aioqemu._sys.libc cimport EPOLL_CTL_MOD
-from aioqemu._sys.libc cimport EPOLLIN
 from aioqemu._sys.libc cimport ETIME
 from aioqemu._sys.libc cimport POLLERR
 from aioqemu._sys.libc cimport POLLNVAL
 from aioqemu._sys.libc cimport close
-from aioqemu._sys.libc cimport epoll_ctl
-from aioqemu._sys.libc cimport epoll_event
 from aioqemu._sys.libc cimport errno
 from aioqemu._sys.libc cimport eventfd
 from aioqemu._sys.libc cimport pthread_atfork
@@ -301,6 +298,8 @@ cdef class FdMonUring(FdMon):
         cdef AioHandler *node
         if self.ring_eventfd >= 0:
             notifier_clear(self.ring_eventfd)    # before looking, so that nothing is missed
+        if self.mirror_stale:
+            self.mirror_renew()
         if self.st.rearm_all:
             self.st.rearm_all = False
             for fd in range(self.st.table_size):
@@ -386,21 +385,12 @@ cdef class FdMonUring(FdMon):
         # an eventfd registered with the ring is told late of what another eventfd caused
         # (the kernel does not nest their wake-ups).  So the fds are watched a second time,
         # by an epoll set; the registered eventfd in it stands for all other completions.
-        cdef int err
-        cdef epoll_event ev
-        if self.mirror >= 0:
-            return self.mirror
-        self.ring_eventfd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if self.ring_eventfd < 0:
-            return -errno
-        err = self.mirror_open()
-        if err < 0:
-            return err
-        ev.events = EPOLLIN
-        ev.data.u64 = 0
-        if epoll_ctl(self.mirror, EPOLL_CTL_ADD, self.ring_eventfd, &ev) != 0:
-            return -errno
-        return self.mirror
+            self.ring_eventfd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+            if self.ring_eventfd < 0:
+                return -errno
+            self.mirror_extra = self.ring_eventfd
+        return self.mirror_open()
 
     cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept:
         cdef aq_sqe *sqe = self._sqe()
@@ -423,9 +413,7 @@ cdef class FdMonUring(FdMon):
             self.ring.fd = -1
         else:
             self._drop_ring()
-        if self.mirror >= 0:
-            close(self.mirror)
-            self.mirror = -1
+        self.mirror_close()
         if self.ring_eventfd >= 0:
             close(self.ring_eventfd)
             self.ring_eventfd = -1

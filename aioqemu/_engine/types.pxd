@@ -39,6 +39,7 @@ cdef struct AioHandler:
     AioCallback io_write
     AioCallback io_lost      # the fd was closed behind our back (may be NULL)
     void *opaque             # owner; one reference while not deleted
+    AioHandler **keeper      # owner's pointer to the node: NULL when that goes; or NULL
 
 cdef struct AioQueue:
     AioHandler *head

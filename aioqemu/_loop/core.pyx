@@ -10,9 +10,9 @@ are in the queue at that moment.  Output that a callback wrote is sent when it r
 """
 
 import asyncio
-import inspect
 import sys
 
+from cython cimport embedsignature
 from cpython.mem cimport PyMem_RawFree
 from cpython.mem cimport PyMem_RawMalloc
 from cpython.object cimport PyObject
@@ -28,7 +28,7 @@ from libc.stdint cimport int64_t
 from libc.stdint cimport uint32_t
 
 from aioqemu._engine.context cimport AioContext
-from aioqemu._engine.context cimport fork_generation
+from aioqemu._engine.core cimport fork_generation
 from aioqemu._engine.timers cimport TimerHeap
 from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
 from aioqemu._engine.types cimport AIO_OWNER_LOOP
@@ -365,8 +365,13 @@ cdef class LoopCore:
         self.append(<PyObject *>handle)
         return 0
 
+    # Up to three arguments come in without a tuple.  That is nobody's business, so the
+    # signature stands in the docstrings as CPython's own functions have it there.
+    @embedsignature(False)
     def call_soon(self, callback, _a=_unset, _b=_unset, _c=_unset, *args, context=None):
-        """Call `callback(*args)` in the next pass, in order (`loop.call_soon`)."""
+        """call_soon($self, callback, *args, context=None)\n--\n
+        Call `callback(*args)` in the next pass, in order (`loop.call_soon`).
+        """
         cdef Handle handle
         self._check_closed_()
         if self.debug:
@@ -386,9 +391,11 @@ cdef class LoopCore:
         self.append(<PyObject *>handle)
         return handle
 
+    @embedsignature(False)
     def call_soon_threadsafe(self, callback, _a=_unset, _b=_unset, _c=_unset, *args,
                              context=None):
-        """`call_soon` from any thread or signal handler.
+        """call_soon_threadsafe($self, callback, *args, context=None)\n--\n
+        `call_soon` from any thread or signal handler.
 
         Costs a system call only if the loop sleeps.
         """
@@ -849,8 +856,3 @@ cdef int _traverse(PyObject *op, visitproc visit, void *arg) noexcept:
 
 aq_core_traverse_set(<PyTypeObject *>LoopCore, _traverse)
 refuse_new(<PyTypeObject *>FdWatch)
-
-# Up to three arguments come in without a tuple; that is nobody's business.
-for _name in ("call_soon", "call_soon_threadsafe"):
-    getattr(LoopCore, _name).__signature__ = inspect.signature(
-        getattr(asyncio.BaseEventLoop, _name))

@@ -83,6 +83,32 @@ def test_an_idle_bottom_half_runs_in_dispatch(ctx: AioContext) -> None:
     assert ran == [1]
 
 
+def test_work_that_renews_itself_leaves_the_fd_quiet(
+    ctx: AioContext, driver: Driver
+) -> None:
+    """An idle bottom half and a timer are told by timeout_ns(), not by the fd."""
+    ran: list[str] = []
+
+    def idle(_: object) -> None:
+        ran.append("idle")
+        bh.schedule_idle()
+
+    def tick(_: object) -> None:
+        ran.append("tick")
+        timer.mod(time.monotonic_ns() + 5_000_000)
+
+    bh, timer = ctx.bh_new(idle), ctx.timer_new(tick)
+    bh.schedule_idle()
+    timer.mod(0)
+    driver.drain()
+    assert ran.count("idle") >= 1
+    assert ran.count("tick") == 1
+    assert driver.readable() is False
+    assert 0 <= ctx.timeout_ns() <= 5_000_000
+    bh.delete()
+    timer.delete()
+
+
 def test_timeout_with_timers(ctx: AioContext) -> None:
     timer = ctx.timer_new(lambda _: None)
     timer.mod(time.monotonic_ns() + 1_000_000_000)
@@ -163,6 +189,40 @@ def test_fds_make_the_fd_readable_whatever_io_flush_says(
     pipe.feed()
     driver.drain()
     assert driver.readable() is False
+
+
+def test_an_fd_closed_behind_our_back_leaves_the_outer_loop_quiet(
+    ctx: AioContext, driver: Driver, event: MakeEvent, make_pipe: MakePipe
+) -> None:
+    """Where a duplicate keeps the file open, the kernel goes on to report it."""
+    number = ctx.fileno()
+    pipe, data = make_pipe(), event()
+    ctx.set_event_notifier(data.e, data.ready)
+    ctx.set_fd_handler(pipe.r, lambda _: None, None)
+    ctx.dispatch()
+    duplicate = os.dup(pipe.r)
+    other, other_end = os.pipe()
+    try:
+        os.dup2(other, pipe.r)  # closes the number, not the file
+        got: list[bytes] = []
+        ctx.set_fd_handler(pipe.r, lambda _: got.append(os.read(pipe.r, 9)), None)
+        os.write(pipe.w, b"for nobody")
+        os.write(other_end, b"new")
+        while not got:
+            assert driver.readable(5)
+            ctx.dispatch()
+        driver.drain()
+        assert got == [b"new"]
+        assert ctx.fileno() == number
+        assert driver.readable() is False
+        data.e.set()
+        assert driver.readable() is True
+        while not data.n:
+            ctx.dispatch()
+    finally:
+        ctx.set_fd_handler(pipe.r, None, None)
+        for fd in (duplicate, other, other_end):
+            os.close(fd)
 
 
 def test_registered_before_fileno_was_asked_for(

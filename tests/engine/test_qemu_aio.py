@@ -281,3 +281,29 @@ def test_callbacks_and_coroutines_share_one_loop(
         return pipe.drain()
 
     assert aioqemu.run(main()) == b"from a bottom half"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aio_bh_poll",
+        "aio_context_ref",
+        "aio_context_unref",
+        "aio_flush",
+        "aio_notify",
+        "aio_pending",
+        "event_notifier_cleanup",
+        "event_notifier_get_fd",
+        "event_notifier_set",
+        "event_notifier_test_and_clear",
+        "qemu_aio_release",
+        "qemu_bh_cancel",
+        "qemu_bh_delete",
+        "qemu_bh_schedule",
+        "qemu_bh_schedule_idle",
+    ],
+)
+@pytest.mark.parametrize("wrong", [None, 3, object()], ids=["None", "int", "object"])
+def test_the_wrong_type_is_a_type_error(name: str, wrong: object) -> None:
+    with pytest.raises(TypeError):
+        getattr(qemu_aio, name)(wrong)

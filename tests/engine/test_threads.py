@@ -43,6 +43,36 @@ def test_polling_from_a_foreign_thread_raises(ctx: AioContext) -> None:
     assert ctx.poll(False) is False
 
 
+@pytest.mark.parametrize("with_reader", [False, True], ids=["alone", "reader"])
+def test_closing_under_a_poll_of_another_thread_raises(
+    fdmon: str, with_reader: bool, make_pipe: Callable[[], Pipe]
+) -> None:
+    """The kernel works on what close() would unmap."""
+    ctx = AioContext(fdmon=fdmon, semantics="modern")
+    pipe, idle = make_pipe(), make_pipe()
+    ctx.set_fd_handler(pipe.r, lambda _: pipe.drain(), None)
+    if with_reader:  # so that poll() waits for the context's own fds alone
+        ctx.set_fd_handler(idle.r, print, None, lambda _: False)
+
+    def poll() -> None:
+        ctx.poll(False)  # the registrations have notified
+        ctx.poll(True)
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    try:
+        while ctx.stats()["gil_releases"] == 0:
+            time.sleep(0.001)
+        with pytest.raises(RuntimeError, match="thread"):
+            ctx.close()
+        assert not ctx.closed
+    finally:
+        pipe.feed()
+        thread.join()
+    ctx.close()
+    assert ctx.closed
+
+
 def test_home_is_where_it_is_polled_first(fdmon: str) -> None:
     ctx = AioContext(fdmon=fdmon)
     ran: list[int] = []

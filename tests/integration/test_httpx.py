@@ -36,22 +36,37 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             writer.write(head)
             writer.write(body)
             await writer.drain()
-    writer.close()
-    with contextlib.suppress(ConnectionError, ssl.SSLError):
-        await writer.wait_closed()
 
 
 @contextlib.asynccontextmanager
 async def _server(context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    server = await asyncio.start_server(_serve, "127.0.0.1", 0, ssl=context)
+    handlers: set[asyncio.Task[None]] = set()
+
+    async def handle(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        handlers.add(task)
+        try:
+            await _serve(reader, writer)
+            writer.close()
+            await writer.wait_closed()
+        except (asyncio.CancelledError, ConnectionError, ssl.SSLError):
+            # Python 3.11 would report a handler that ends as cancelled.
+            writer.transport.abort()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
     try:
         yield f"http{'s' if context else ''}://127.0.0.1:{port}"
     finally:
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in handlers:
             task.cancel()
-        await asyncio.sleep(0.005)
+        if handlers:
+            await asyncio.wait(handlers)
+        await asyncio.sleep(0)  # the transports' last calls
 
 
 async def test_requests_share_connections() -> None:

@@ -1,0 +1,113 @@
+"""The contract of AioCore: fds, waking, waiting, and the fields of a context.
+
+Home thread and GIL unless said otherwise.  The home thread is the one that polls first;
+a loop sets it each time it starts.
+"""
+
+from libc.stdint cimport int64_t
+from libc.stdint cimport uint32_t
+from libc.stdint cimport uint64_t
+
+from aioqemu._engine.fdmon cimport FdMon
+from aioqemu._engine.timers cimport TimerHeap
+from aioqemu._engine.types cimport AioCallback
+from aioqemu._engine.types cimport AioHandler
+from aioqemu._engine.types cimport AioState
+from aioqemu._sys.atomic cimport aq_atomic_int
+from aioqemu._sys.atomic cimport aq_load
+
+# Raised by one in every forked child; a context of the parent is dead there.
+cdef int fork_generation
+
+cdef struct AioStats:
+    uint64_t passes          # passes of the loop and calls of poll()
+    uint64_t waits           # looks at the kernel
+    uint64_t gil_releases    # waits that gave the GIL up
+    uint64_t bottom_halves
+    uint64_t fd_events       # dispatched nodes, the context's own notifier excluded
+    uint64_t timers
+    uint64_t notifies
+    uint64_t notify_writes   # notifies that had to write the eventfd
+    uint64_t polled_ns       # time spent in adaptive polling
+
+cdef class AioCore:
+    cdef AioState st
+    cdef FdMon mon
+    cdef TimerHeap timers
+    cdef AioStats counts
+    cdef aq_atomic_int notified    # somebody called notify() since the last wait
+    cdef aq_atomic_int notify_me   # the home thread sleeps, or is about to
+    cdef int[2] notifier
+    cdef AioHandler *notifier_node
+    cdef bint always_write         # fileno() was asked for: never elide a notification
+    cdef int driven                # calls of dispatch() on the stack
+    cdef Py_ssize_t bh_urgent      # bottom halves scheduled and not idle
+    cdef Py_ssize_t bh_idle
+    cdef dict owners               # fd -> opaque of its node: the node's reference
+    cdef Py_ssize_t n_foreign      # nodes that poll() must leave to the loop
+    cdef Py_ssize_t n_masked
+    cdef Py_ssize_t in_flight      # requests that make the context busy
+    cdef unsigned long home        # thread ident, 0 before the first poll
+    cdef unsigned long mon_thread  # the thread that the monitor was started in
+    cdef int fork_generation
+    cdef readonly bint closed
+    cdef int64_t now_ns            # read once a pass, after the wait
+    cdef int64_t poll_ns, poll_max_ns, poll_grow, poll_shrink
+    cdef object exception_handler
+    cdef object reason             # why the backend was chosen
+    cdef object __weakref__
+
+    # Choose the backend and make what the kernel gives.  Raises OSError.
+    cdef int open_core(self, object fdmon) except -1
+    # Give that back; no callback runs.  In a forked child what is shared is left alone.
+    cdef int close_core(self) except -1
+
+    # Watch `events` (POLLIN | POLLOUT) of an fd.  Takes a reference to `opaque`, dropped
+    # by unwatch.  Raises OSError when the fd cannot be watched.  An earlier node of the
+    # fd is removed; if it was a transport's, its io_lost is called.
+    cdef AioHandler *watch(self, int fd, int owner, uint32_t events, AioCallback io_read,
+                           AioCallback io_write, object opaque) except NULL
+    # Change what is wanted.  Raises OSError when the fd has gone.
+    cdef int modify(self, AioHandler *node, uint32_t events) except -1
+    # After this no callback of the node runs again; the pointer is dead.
+    cdef int unwatch(self, AioHandler *node) noexcept
+    cdef inline AioHandler *lookup(self, int fd) noexcept:
+        if fd < 0 or fd >= self.st.table_size:
+            return NULL
+        return self.st.table[fd]
+
+    # Make the next (or running) wait return.  Any thread, with or without the GIL, and
+    # signal handlers: no lock, no allocation.
+    cdef void wake(self) noexcept nogil
+    # A deadline has become nearer: a sleeper must learn of it.
+    cdef inline void sooner(self) noexcept:
+        if aq_load(&self.notify_me) or (self.always_write and not self.driven):
+            self.wake()
+    # The longest that a wait may last, from bottom halves, queues and timers; -1: ever.
+    cdef int64_t compute_timeout(self) noexcept
+    # The same for poll(), which leaves the loop's ready fds alone.
+    cdef int64_t _own_timeout(self) noexcept
+    # Is there something to dispatch, as far as memory tells?
+    cdef bint has_work(self) noexcept
+    # Wait and collect.  Raises what a signal handler raised, or OSError if the backend
+    # is gone.
+    cdef int wait(self, int64_t timeout_ns) except -1
+    # Bind the context to the running thread; for the loop, when it starts.
+    cdef int enter_thread(self) except -1
+    cdef int check_usable(self) except -1
+    # Report an exception of a user callback (the current one).
+    cdef int report(self, str message, object exc, dict extra) except -1
+
+    # For the layers of the context alone.
+    cdef int _check_home(self) except -1
+    cdef int _unraisable(self, str message, object exc) except -1
+    cdef int _grow_table(self, int fd) except -1
+    cdef void _changed(self, int owner) noexcept
+    cdef void _forget(self, AioHandler *node, bint child) noexcept
+    cdef int _lose(self, AioHandler *node) except -1
+    cdef bint has_ready(self) noexcept
+    cdef int _start_monitor(self) except -1
+    cdef bint _spin(self, int64_t timeout_ns) noexcept nogil
+    cdef void _adjust_polling(self, int64_t blocked_ns) noexcept
+    cdef int _dispatch_node(self, AioHandler *node) except -1
+    cdef int _lose_and_report(self, AioHandler *node) except -1
