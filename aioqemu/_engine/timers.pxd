@@ -24,6 +24,8 @@ cdef class TimerHeap:
     cdef void _down(self, Py_ssize_t i, TimerEntry entry) noexcept
     cdef void _remove(self, Py_ssize_t i) noexcept
     cdef void _unlink_due(self, AioTimer *timer) noexcept
+    cdef void _set_aside(self, AioTimer *timer) noexcept
+    cdef void _set_many_aside(self, int64_t now_ns) noexcept
 
     # Arm a timer (again); takes a reference to its owner.  -1: MemoryError.
     cdef int arm(self, AioTimer *timer, int64_t deadline_ns) except -1

@@ -10,18 +10,29 @@ moves almost nothing.
 """
 
 from cpython.mem cimport PyMem_RawFree
+from cpython.mem cimport PyMem_RawMalloc
 from cpython.mem cimport PyMem_RawRealloc
 from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
 from cython cimport final
+from libc.stdlib cimport qsort
 
 from aioqemu._engine.types cimport TIMER_DUE
 from aioqemu._engine.types cimport TIMER_IDLE
+from aioqemu._sys.atomic cimport aq_prefetch
+
+
+cdef enum:
+    AHEAD = 8       # timers are spread over memory: fetch one while others are linked
 
 
 cdef inline bint _before(TimerEntry *a, TimerEntry *b) noexcept nogil:
     return a.deadline_ns < b.deadline_ns or (
         a.deadline_ns == b.deadline_ns and a.seq < b.seq)
+
+
+cdef int _compare(const void *a, const void *b) noexcept nogil:
+    return -1 if _before(<TimerEntry *>a, <TimerEntry *>b) else 1
 
 
 @final
@@ -128,25 +139,68 @@ cdef class TimerHeap:
         Py_DECREF(<object>timer.opaque)
         return True
 
+    cdef void _set_aside(self, AioTimer *timer) noexcept:
+        timer.index = TIMER_DUE
+        timer.next = NULL
+        timer.prev = self.due_tail
+        if self.due_tail == NULL:
+            self.due_head = timer
+        else:
+            self.due_tail.next = timer
+        self.due_tail = timer
+
+    cdef void _set_many_aside(self, int64_t now_ns) noexcept:
+        """All that is due at once: taken out, sorted, and the rest made a heap again.
+
+        One by one, each costs a walk down the heap and a cache miss a level.
+        """
+        cdef Py_ssize_t i
+        cdef Py_ssize_t kept = 0
+        cdef Py_ssize_t due = 0
+        cdef TimerEntry *heap = self.entries
+        cdef TimerEntry *taken = <TimerEntry *>PyMem_RawMalloc(
+            self.length * sizeof(TimerEntry))
+        if taken == NULL:
+            return          # the caller goes on one by one
+        for i in range(self.length):
+            if heap[i].deadline_ns <= now_ns:
+                taken[due] = heap[i]
+                due += 1
+            else:
+                heap[kept] = heap[i]
+                heap[kept].timer.index = kept
+                kept += 1
+        self.length = kept
+        i = (kept + 2) >> 2
+        while i > 0:
+            i -= 1
+            self._down(i, heap[i])
+        qsort(taken, due, sizeof(TimerEntry), _compare)
+        for i in range(due):
+            if i + AHEAD < due:
+                aq_prefetch(taken[i + AHEAD].timer)
+            self._set_aside(taken[i].timer)
+        PyMem_RawFree(taken)
+
     cdef Py_ssize_t run(self, int64_t now_ns) except -1:
         cdef AioTimer *timer
         cdef Py_ssize_t n = 0
+        cdef Py_ssize_t few = self.length >> 3
         cdef object owner
         # Everything due is set aside first: what a callback arms, even into the past,
         # is for the next run.  A nested run goes on with the same list.
         while self.length and self.entries[0].deadline_ns <= now_ns:
+            if few < 0 and self.length > 64:
+                few = self.length       # and if that finds no memory, never again
+                self._set_many_aside(now_ns)
+                continue
+            few -= 1
             timer = self.entries[0].timer
             self._remove(0)
-            timer.index = TIMER_DUE
-            timer.next = NULL
-            timer.prev = self.due_tail
-            if self.due_tail == NULL:
-                self.due_head = timer
-            else:
-                self.due_tail.next = timer
-            self.due_tail = timer
+            self._set_aside(timer)
         while self.due_head != NULL:
             timer = self.due_head
+            aq_prefetch(timer.next)
             self._unlink_due(timer)
             timer.index = TIMER_IDLE
             owner = <object>timer.opaque

@@ -44,6 +44,7 @@ from aioqemu._loop.handles cimport new_timer_handle
 from aioqemu._loop.layouts cimport AqHandleObject
 from aioqemu._loop.layouts cimport AqTimerObject
 from aioqemu._sys.atomic cimport aq_load
+from aioqemu._sys.atomic cimport aq_prefetch
 from aioqemu._sys.classes cimport refuse_new
 from aioqemu._sys.libc cimport POLLIN
 from aioqemu._sys.libc cimport POLLOUT
@@ -505,6 +506,10 @@ cdef class LoopCore:
             self.ready_head = h.next
             if self.ready_head == NULL:
                 self.ready_tail = NULL
+            else:
+                aq_prefetch(<char *>h.next)
+                aq_prefetch(<char *>h.next + 64)
+                aq_prefetch(<char *>h.next + 128)
             h.next = NULL
             h.flags &= ~<uint32_t>HANDLE_QUEUED
             self._n_ready -= 1

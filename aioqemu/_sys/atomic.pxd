@@ -14,9 +14,12 @@ cdef extern from *:
         __builtin_ia32_pause();
     #endif
     }
+    static inline void aq_prefetch(const void *p) { __builtin_prefetch(p, 1); }
     """
     ctypedef int aq_atomic_int
     int aq_load(aq_atomic_int *p) noexcept nogil
     void aq_store(aq_atomic_int *p, int v) noexcept nogil
     int aq_exchange(aq_atomic_int *p, int v) noexcept nogil
     void aq_pause() noexcept nogil
+    # Have memory that is about to be written fetched; any address will do.
+    void aq_prefetch(const void *p) noexcept nogil

@@ -99,6 +99,36 @@ def test_due_timers_run_in_deadline_order_equal_ones_first_come_first_served(
     assert ran == [(d, n) for d in sorted(order) for n in order[d]]
 
 
+@pytest.mark.parametrize("due", [0, 1, 500, 2000, 4000])
+def test_many_timers_due_at_once(ctx: AioContext, due: int) -> None:
+    """They fire by deadline, equal ones by age; those that are not due stay set."""
+    count = 4000
+    rng = random.Random(due)
+    now = time.monotonic_ns()
+    fired: list[int] = []
+    timers = [ctx.timer_new(fired.append, i) for i in range(count)]
+    past, future = [now - 1 - i // 3 for i in range(due)], now + 3_600_000_000_000
+    deadlines = past + [future + i for i in range(count - due)]
+    rng.shuffle(deadlines)
+    for timer, deadline in zip(timers, deadlines, strict=True):
+        timer.mod(deadline)
+    ctx.poll(False)
+    ones = [i for i in range(count) if deadlines[i] < now]
+    assert fired == sorted(ones, key=lambda i: deadlines[i])
+    assert ctx.stats()["timers_pending"] == count - due
+    fired.clear()
+    rng.shuffle(timers)
+    for timer in timers[: count // 2]:
+        timer.delete()
+    for timer in timers[count // 2 :]:
+        if timer.pending:
+            timer.mod(timer.expire_time_ns - 2 * 3_600_000_000_000)
+    ctx.poll(False)
+    assert len(fired) == len(set(fired))
+    assert [deadlines[i] for i in fired] == sorted(deadlines[i] for i in fired)
+    assert ctx.stats()["timers_pending"] == 0
+
+
 def test_many_timers_cancelled_at_random(ctx: AioContext) -> None:
     rng = random.Random(2)
     ran: set[int] = set()
