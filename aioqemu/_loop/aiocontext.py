@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aioqemu._block import aiocb
 from aioqemu._engine import context, main_context
+from aioqemu._loop.core import LoopCore
 from aioqemu._loop.private import _get_running_loop
 
 if TYPE_CHECKING:
@@ -116,6 +117,20 @@ class AioContext(context.AioContext):
                 attachment._borrowers -= 1
                 if not attachment._borrowers:
                     attachment.detach()
+
+    def set_fd_handler(
+        self,
+        fd: Any,
+        io_read: Callable[[Any], object] | None,
+        io_write: Callable[[Any], object] | None,
+        io_flush: Callable[[Any], object] | None = None,
+        opaque: object = None,
+    ) -> None:
+        """Watch an fd (`aio_set_fd_handler`); see `qemu_aio.aio_set_fd_handler`."""
+        owner = getattr(self.poll_guard, "__self__", None)
+        if isinstance(owner, LoopCore):
+            owner._forget_idle(fd)
+        super().set_fd_handler(fd, io_read, io_write, io_flush, opaque)
 
     def close(self) -> None:
         """Give everything back; twice does nothing.  What is scheduled does not run."""

@@ -6,6 +6,7 @@ from libc.stdint cimport uint64_t
 
 from aioqemu._engine.context cimport AioContext
 from aioqemu._engine.types cimport AioHandler
+from aioqemu._engine.types cimport AioTimer
 from aioqemu._loop.layouts cimport AqHandleObject
 
 cdef enum:
@@ -27,6 +28,12 @@ cdef class FdWatch:
     cdef object reader       # Handle or None
     cdef object writer
     cdef object fileobj      # what the fd was told by, if not by its number
+    # Of sock_recv and its like: see LoopCore._watch_sock.
+    cdef object sock         # weak reference of the socket that waited here; or None
+    cdef bint idle           # still watched, for nobody
+    cdef bint doubted        # in `doubtful`
+    cdef Py_ssize_t waits    # so many began without a change of what is watched
+    cdef Py_ssize_t doubted_at
 
 cdef class LoopCore:
     cdef readonly AioContext context
@@ -46,6 +53,9 @@ cdef class LoopCore:
     cdef FlushNode *flush_tail
     cdef char *scratch_buffer
     cdef dict transports           # fd -> weak reference of the transport that has it
+    cdef bint leaves_armed         # sock_* leave their fd watched after a wait
+    cdef list doubtful             # FdWatches that wait on trust
+    cdef AioTimer doubt_timer
     cdef public double slow_callback_duration
     cdef public object _current_handle
     cdef object __weakref__
@@ -75,5 +85,8 @@ cdef class LoopCore:
     cdef int _renew(self) except -1
     cdef object _call_at(self, double when, object callback, tuple args, object context)
     cdef FdWatch _watch_of(self, object fileobj)
-    cdef object _set_watch(self, object fileobj, bint writer, object callback, tuple args)
+    cdef object _set_watch(self, object fileobj, bint writer, object callback, tuple args,
+                           bint socket)
+    cdef int _drop_idle(self, AioHandler *node) except -1
+    cdef int _doubt(self, FdWatch watch) except -1
     cdef bint _drop_watch(self, object fileobj, bint writer) except -1

@@ -11,6 +11,7 @@ are in the queue at that moment.  Output that a callback wrote is sent when it r
 
 import asyncio
 import sys
+from weakref import ref as _weakref
 
 from cython cimport embedsignature
 from cpython.mem cimport PyMem_RawFree
@@ -32,6 +33,8 @@ from aioqemu._engine.core cimport fork_generation
 from aioqemu._engine.timers cimport TimerHeap
 from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
 from aioqemu._engine.types cimport AIO_OWNER_LOOP
+from aioqemu._engine.types cimport AIO_OWNER_TRANSPORT
+from aioqemu._engine.types cimport TIMER_IDLE
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._loop.handles cimport HANDLE_CANCELLED
 from aioqemu._loop.handles cimport HANDLE_QUEUED
@@ -60,6 +63,7 @@ from aioqemu._loop.private import (
 cdef enum:
     LOOK_PASSES = 64          # fds are looked at after so many passes without a wait
     LOOK_NS = 50000           # or so long after the last look, whichever is first
+    DOUBT_NS = 50000000       # a wait on trust is looked after so much later
 
 cdef object _unset = object()
 cdef object _Future = asyncio.Future
@@ -139,6 +143,8 @@ cdef int _watch_read(void *opaque) except -1:
     handle = watch.reader
     if handle is not None:
         _watch_call(watch, handle)
+    elif watch.idle:
+        watch.loop._drop_idle(watch.node)   # nobody waits for what has come
     return 0
 
 
@@ -153,6 +159,7 @@ cdef int _watch_write(void *opaque) except -1:
 cdef int _watch_lost(void *opaque) except -1:
     cdef FdWatch watch = <FdWatch>opaque
     watch.node = NULL
+    watch.idle = False
     reader = watch.reader
     writer = watch.writer
     watch.reader = watch.writer = None
@@ -160,6 +167,24 @@ cdef int _watch_lost(void *opaque) except -1:
         reader.cancel()
     if writer is not None:
         writer.cancel()
+    return 0
+
+
+cdef int _verify(void *opaque) except -1:
+    """Tell the kernel once more what those watch who have waited on trust for long."""
+    cdef LoopCore loop = <LoopCore>opaque
+    cdef list doubtful = loop.doubtful
+    cdef FdWatch watch
+    loop.doubtful = []
+    for watch in doubtful:
+        watch.doubted = False
+        if watch.node == NULL or watch.idle or watch.reader is None or loop.in_child():
+            continue
+        if watch.waits != watch.doubted_at:
+            loop._doubt(watch)          # another wait by now
+        else:
+            watch.node.armed = 0
+            loop.context.mon.update(watch.node)
     return 0
 
 
@@ -171,6 +196,10 @@ cdef class LoopCore:
         self.closed = True          # until _init_core
         self.slow_callback_duration = 0.1
         self.transports = {}
+        self.doubtful = []
+        self.doubt_timer.index = TIMER_IDLE
+        self.doubt_timer.cb = _verify
+        self.doubt_timer.opaque = <void *>self
 
     def __dealloc__(self):
         PyMem_RawFree(self.scratch_buffer)
@@ -193,6 +222,8 @@ cdef class LoopCore:
         self.context = context
         context.exception_handler = self._context_exception
         context.poll_guard = self._poll_guard
+        # Elsewhere it would save nothing, and a request on a ring holds its file open.
+        self.leaves_armed = context.mon.name == "epoll"
         self.closed = False
 
     def _close_core(self):
@@ -692,7 +723,8 @@ cdef class LoopCore:
             return <FdWatch>node.opaque
         return None
 
-    cdef object _set_watch(self, object fileobj, bint writer, object callback, tuple args):
+    cdef object _set_watch(self, object fileobj, bint writer, object callback, tuple args,
+                           bint socket):
         cdef FdWatch watch
         cdef AioHandler *node
         cdef int fd = _fd_number(fileobj)
@@ -735,11 +767,93 @@ cdef class LoopCore:
             watch.writer = handle
         else:
             watch.reader = handle
+        # What is known to be a socket needs not be looked at: it can be watched.
         node = self.context.watch(
-            fd, AIO_OWNER_LOOP, mask, _watch_read, _watch_write, watch)
+            fd, AIO_OWNER_TRANSPORT if socket else AIO_OWNER_LOOP, mask, _watch_read,
+            _watch_write, watch)
+        node.owner = AIO_OWNER_LOOP
         node.io_lost = _watch_lost
         watch.node = node
         return handle
+
+    # A task that receives in a loop waits for the same socket again and again.  Where
+    # registering an fd costs a system call it stays registered after the wait, idle: an
+    # idle node belongs to nobody, and to the first who wants the fd.  It ends when data
+    # comes that nobody waits for, when its number is watched anew, or for the wait of
+    # another socket object.  A socket whose file was exchanged below it (dup2) would wait
+    # for ever, so what waits on trust is told to the kernel again after DOUBT_NS.
+
+    def _watch_sock(self, sock, int fd, callback, *args):
+        """`_add_reader` for one wait of a socket's owner; end it by `_unwatch_sock`."""
+        cdef AioHandler *node
+        cdef FdWatch watch
+        self._check_closed_()
+        node = self.context.lookup(fd)
+        if node != NULL and node.owner == AIO_OWNER_TRANSPORT and not self.in_child():
+            opaque = <object>node.opaque
+            if type(opaque) is FdWatch and (<FdWatch>opaque).idle:
+                watch = <FdWatch>opaque
+                if watch.sock() is sock and not node.queued:
+                    handle = new_handle(self, callback, NULL, NULL, NULL, args, None)
+                    if self.debug:
+                        handle._source_traceback = extract_stack(sys._getframe())
+                    node.owner = AIO_OWNER_LOOP
+                    watch.idle = False
+                    watch.reader = handle
+                    watch.waits += 1
+                    if not watch.doubted:
+                        self._doubt(watch)
+                    return handle
+        return self._set_watch(fd, False, callback, args, True)
+
+    def _unwatch_sock(self, sock, int fd, handle, bint again):
+        """End a wait of `_watch_sock`; `again` if the next may well be for the same."""
+        cdef AioHandler *node = self.context.lookup(fd)
+        cdef FdWatch watch
+        if self.closed or node == NULL or node.owner != AIO_OWNER_LOOP:
+            return
+        watch = <FdWatch>node.opaque
+        if watch.reader is not handle:
+            return      # somebody else's by now, perhaps under its next owner
+        if (again and self.leaves_armed and watch.writer is None and not node.queued
+                and not self.in_child() and sock.fileno() == fd):
+            if watch.sock is None or watch.sock() is not sock:
+                try:
+                    watch.sock = _weakref(sock)
+                except TypeError:
+                    watch.sock = None
+            if watch.sock is not None:
+                watch.reader = None
+                watch.idle = True
+                node.owner = AIO_OWNER_TRANSPORT
+                return
+        self._drop_watch(fd, False)
+
+    cdef int _drop_idle(self, AioHandler *node) except -1:
+        cdef FdWatch watch = <FdWatch>node.opaque
+        watch.idle = False
+        watch.node = NULL
+        return self.context.unwatch(node)
+
+    def _forget_idle(self, fileobj):
+        """Have an fd free for whoever is not the loop's; what is idle goes."""
+        cdef AioHandler *node
+        try:
+            node = self.context.lookup(_fd_number(fileobj))
+        except (ValueError, OverflowError):
+            return      # whoever wants it will say so
+        if node != NULL and node.owner == AIO_OWNER_TRANSPORT:
+            opaque = <object>node.opaque
+            if type(opaque) is FdWatch and (<FdWatch>opaque).idle:
+                self._drop_idle(node)
+
+    cdef int _doubt(self, FdWatch watch) except -1:
+        watch.doubted = True
+        watch.doubted_at = watch.waits
+        self.doubtful.append(watch)
+        if self.doubt_timer.index == TIMER_IDLE:
+            self.context.timers.arm(&self.doubt_timer, aq_now_ns() + DOUBT_NS)
+        return 0
 
     cdef bint _drop_watch(self, object fileobj, bint writer) except -1:
         cdef FdWatch watch = self._watch_of(fileobj)
@@ -771,11 +885,11 @@ cdef class LoopCore:
 
     def _add_reader(self, fd, callback, *args):
         self._check_closed_()
-        return self._set_watch(fd, False, callback, args)
+        return self._set_watch(fd, False, callback, args, False)
 
     def _add_writer(self, fd, callback, *args):
         self._check_closed_()
-        return self._set_watch(fd, True, callback, args)
+        return self._set_watch(fd, True, callback, args, False)
 
     def _remove_reader(self, fd):
         if self.closed:
@@ -803,7 +917,7 @@ cdef class LoopCore:
         if self.debug:
             self._check_thread()
         self._ensure_fd_no_transport(fd)
-        self._set_watch(fd, False, callback, args)
+        self._set_watch(fd, False, callback, args, False)
 
     def add_writer(self, fd, callback, *args):
         """Call `callback(*args)` whenever the fd is writable; as `add_reader`."""
@@ -811,7 +925,7 @@ cdef class LoopCore:
         if self.debug:
             self._check_thread()
         self._ensure_fd_no_transport(fd)
-        self._set_watch(fd, True, callback, args)
+        self._set_watch(fd, True, callback, args, False)
 
     def remove_reader(self, fd):
         """Stop watching the fd for reading; whether it was."""

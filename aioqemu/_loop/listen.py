@@ -181,8 +181,9 @@ class Listener:
         try:
             protocol = self._factory()
             if isinstance(conn, int):
+                kind = self._kind or (-1, -1, -1)
                 make_accepted_transport(
-                    loop, conn, self._kind, protocol, address, self._server
+                    loop, conn, kind, protocol, address, self._server
                 )
                 return
             extra = {"peername": address}

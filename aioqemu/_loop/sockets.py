@@ -31,22 +31,31 @@ class SocketsMixin(LoopBase):
         if self._debug and sock.gettimeout() != 0:
             raise ValueError("the socket must be non-blocking")
 
-    async def _wait_sock(self, fd: int, writing: bool) -> None:
-        """Return once the fd is ready, or somebody else may have made it so."""
+    async def _wait_readable(self, sock: socket.socket) -> None:
+        """Return once there is something, or somebody else may have taken it."""
+        fd = sock.fileno()
         self._ensure_fd_no_transport(fd)
         ready = self.create_future()
-        if writing:
-            watch, forget = self._add_writer, self._remove_writer
-        else:
-            watch, forget = self._add_reader, self._remove_reader
-        handle = watch(fd, _set_result_unless_cancelled, ready, None)
+        handle = self._watch_sock(sock, fd, _set_result_unless_cancelled, ready, None)
+        again = False
+        try:
+            await ready
+            again = True
+        finally:
+            self._unwatch_sock(sock, fd, handle, again)
+
+    async def _wait_writable(self, fd: int) -> None:
+        """Return once there is room, or somebody else may have made use of it."""
+        self._ensure_fd_no_transport(fd)
+        ready = self.create_future()
+        handle = self._add_writer(fd, _set_result_unless_cancelled, ready, None)
         try:
             await ready
         finally:
             # A cancelled handle: another call watches the fd now, perhaps under its
             # next owner.
             if not handle.cancelled():
-                forget(fd)
+                self._remove_writer(fd)
 
     async def _retry_sock(
         self,
@@ -57,7 +66,10 @@ class SocketsMixin(LoopBase):
     ) -> Any:
         """Wait and try until the method of the socket does not block."""
         while True:
-            await self._wait_sock(sock.fileno(), writing)
+            if writing:
+                await self._wait_writable(sock.fileno())
+            else:
+                await self._wait_readable(sock)
             try:
                 return getattr(sock, operation)(*args)
             except (BlockingIOError, InterruptedError):
@@ -262,7 +274,7 @@ class SocketsMixin(LoopBase):
             sock.connect(address)
         except (BlockingIOError, InterruptedError):
             # Either way the kernel goes on connecting.
-            await self._wait_sock(fd, True)
+            await self._wait_writable(fd)
             err = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if err:
                 raise OSError(err, f"Connect call failed {address}") from None

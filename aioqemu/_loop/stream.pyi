@@ -22,7 +22,7 @@ def make_stream_transport(
 def prepare_listener(sock: socket.socket) -> tuple[int, int, int] | None: ...
 def accept(fd: int) -> tuple[int, Any] | None: ...
 def make_accepted_transport(
-    loop: LoopCore,
+    loop: Any,
     fd: int,
     kind: tuple[int, int, int],
     protocol: Any,

@@ -105,7 +105,9 @@ class _Redirect:
 
     def __getattr__(self, attr: str) -> Any:
         real, name = self._where
-        if attr.startswith("_"):  # nothing that a test means: debug mode looks at frames
+        if attr.startswith(
+            "_"
+        ):  # nothing that a test means: debug mode looks at frames
             return getattr(real, attr)
         for home in (asyncio.base_events, asyncio.unix_events):
             if (found := getattr(home, name, real)) is not real:
