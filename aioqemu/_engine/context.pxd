@@ -67,9 +67,20 @@ cdef class Timer:
     cdef object cb
     cdef object opaque
 
+cdef class Service:
+    # What brings completions to a context beside its fds (the block layer).  Home thread.
+    # Hand over what waits, right before a sleep; completions may be appended to st.done.
+    cdef int submit(self) except -1
+    # Append what has completed elsewhere to st.done; right before the dispatch.
+    cdef int collect(self) noexcept
+    # The context closes: end what is in flight and let nothing come afterwards.
+    # `child`: after a fork, touch nothing that is shared.
+    cdef int shut(self, bint child) except -1
+
 cdef class AioContext:
     cdef AioState st
     cdef FdMon mon
+    cdef Service service
     cdef TimerHeap timers
     cdef AioStats counts
     cdef aq_atomic_int notified    # somebody called notify() since the last wait

@@ -335,6 +335,17 @@ cdef class Timer:
         return -1 if self.timer.index == TIMER_IDLE else self.timer.deadline_ns
 
 
+cdef class Service:
+    cdef int submit(self) except -1:
+        return 0
+
+    cdef int collect(self) noexcept:
+        return 0
+
+    cdef int shut(self, bint child) except -1:
+        return 0
+
+
 cdef class AioContext:
     """An event loop engine: fd handlers, event notifiers, bottom halves, timers.
 
@@ -469,6 +480,9 @@ cdef class AioContext:
             bh = <BottomHalf>self.bh_list.head.owner
             bh._drop()
         self.timers.clear()
+        if self.service is not None:
+            self.service.shut(child)
+            self.service = None
         # 2. the monitor lets go of the fds; in a forked child it must not touch the
         #    parent's epoll set or ring
         if child:
@@ -871,6 +885,10 @@ cdef class AioContext:
         cdef bint adaptive
         self.check_usable()     # a callback of the loop may have closed it, or forked
         self._start_monitor()
+        if self.service is not None:
+            self.service.submit()
+            if self.st.done_head != NULL:
+                timeout_ns = 0
         err = self.mon.prepare()
         if err == 0:
             if timeout_ns != 0:
@@ -996,13 +1014,23 @@ cdef class AioContext:
 
     cdef Py_ssize_t _dispatch_done(self) except -1:
         cdef CqeHandler *cqe
+        cdef CqeHandler *last
+        cdef bint stop
         cdef Py_ssize_t n = 0
+        if self.service is not None:
+            self.service.collect()
+        # What a callback makes complete is for the next pass, or a chain of requests that
+        # complete at once would starve everything else.
+        last = self.st.done_tail
         while True:
             cqe = done_pop(&self.st)
             if cqe == NULL:
                 return n
             n += 1
-            cqe.cb(cqe.opaque)
+            stop = cqe == last
+            cqe.cb(cqe.opaque)       # its memory may be gone afterwards
+            if stop:
+                return n
 
     cdef Py_ssize_t _dispatch_context(self) except -1:
         """Ready nodes of the context itself; the number of users' ones."""
@@ -1037,7 +1065,7 @@ cdef class AioContext:
         self.now_ns = aq_now_ns()
         if self.n_masked:
             self._unmask()
-        if self.st.done_head != NULL:
+        if self.st.done_head != NULL or self.service is not None:
             n += self._dispatch_done()
         if self.bh_list.head != NULL or self.bh_slice.head != NULL:
             n += self._run_bottom_halves()
@@ -1106,6 +1134,10 @@ cdef class AioContext:
         if self.mon.one_shot or (self.n_foreign == 0 and self.n_masked == 0):
             return self.wait(timeout_ns)
         self._start_monitor()
+        if self.service is not None:
+            self.service.submit()
+            if self.st.done_head != NULL:
+                timeout_ns = 0
         fds = <pollfd *>PyMem_RawCalloc(len(self.owners) + 1, sizeof(pollfd))
         if fds == NULL:
             raise MemoryError()
@@ -1262,6 +1294,10 @@ cdef class AioContext:
     def timeout_ns(self):
         """How long an outer loop may sleep, in ns; -1: until `fileno` is readable."""
         self.check_usable()
+        if aq_load(&self.notified):
+            # It came during a dispatch, which may have drained the notifier after the
+            # waker wrote it and before what it announced was there to be seen.
+            return 0
         return self.compute_timeout()
 
     def dispatch(self):

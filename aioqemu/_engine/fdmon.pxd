@@ -21,6 +21,7 @@ cdef class FdMon:
     # has_work() sees from memory alone whether there is anything to collect.
     cdef bint one_shot
     cdef readonly uint64_t submits   # requests handed to a ring
+    cdef Py_ssize_t requests         # CqeHandlers whose completion has not come
     cdef int mirror           # an epoll set of the same fds, for outer_fd; or -1
 
     # Make what belongs to the running thread; called before the first wait there, and
@@ -48,6 +49,8 @@ cdef class FdMon:
     cdef int outer_fd(self) noexcept
     # A request of the caller's own on the ring, or NULL where there is no ring.
     cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept
+    # Wait, at most so long, until the kernel has no request of add_sqe; then 0.
+    cdef int settle(self, int64_t limit_ms) noexcept
     # For backends whose own fd cannot be nested: keep the mirror in step.
     cdef int mirror_open(self) noexcept
     cdef void mirror_ctl(self, int op, AioHandler *node) noexcept

@@ -16,6 +16,7 @@ cdef class FdMon:
         self.waiting = False
         self.one_shot = False
         self.submits = 0
+        self.requests = 0
         self.mirror = -1
 
     def __init__(self):
@@ -74,6 +75,9 @@ cdef class FdMon:
 
     cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept:
         return NULL
+
+    cdef int settle(self, int64_t limit_ms) noexcept:
+        return 0
 
     cdef void close(self, bint child) noexcept:
         pass

@@ -35,6 +35,7 @@ from aioqemu._sys.libc cimport ECANCELED
 from aioqemu._sys.libc cimport EFD_CLOEXEC
 from aioqemu._sys.libc cimport EFD_NONBLOCK
 from aioqemu._sys.libc cimport EINVAL
+from aioqemu._sys.libc cimport EINTR
 from aioqemu._sys.libc cimport ENOSYS
 from aioqemu._sys.libc cimport ENOTSUP
 from aioqemu._sys.libc cimport EPOLL_CTL_ADD
@@ -44,6 +45,8 @@ from aioqemu._sys.libc cimport EPOLLIN
 from aioqemu._sys.libc cimport ETIME
 from aioqemu._sys.libc cimport POLLERR
 from aioqemu._sys.libc cimport POLLNVAL
+from aioqemu._sys.libc cimport aq_nap
+from aioqemu._sys.libc cimport aq_now_ns
 from aioqemu._sys.libc cimport close
 from aioqemu._sys.libc cimport epoll_ctl
 from aioqemu._sys.libc cimport epoll_event
@@ -174,6 +177,11 @@ cdef class FdMonUring(FdMon):
         cdef int fd, err
         cdef AioHandler *node
         if self.ring.fd >= 0:
+            if self.settle(1000):
+                # Their memory is the kernel's until the thread that submitted them, and
+                # nobody else can, has let the ring go on.
+                raise RuntimeError(
+                    "requests are in flight that another thread has submitted")
             self._drop_ring()
         err = ring_open(&self.ring)
         if err < 0:
@@ -345,6 +353,7 @@ cdef class FdMonUring(FdMon):
                 handler = <CqeHandler *><uintptr_t>(cqe.user_data & ~<uint64_t>1)
                 handler.res = cqe.res
                 handler.flags = cqe.flags
+                self.requests -= 1
                 done_push(self.st, handler)
                 n += 1
                 continue
@@ -410,7 +419,22 @@ cdef class FdMonUring(FdMon):
                 # Only from here on: poll requests would signal it too, and late.
                 aq_register(&self.ring, AQ_REGISTER_EVENTFD, &self.ring_eventfd, 1)
                 self.announced = True
+            self.requests += 1
         return sqe
+
+    cdef int settle(self, int64_t limit_ms) noexcept:
+        # Where the ring may be entered it is; the thread of another ring may have ended,
+        # and then completions come without us.
+        cdef int err
+        cdef int64_t end = aq_now_ns() + limit_ms * 1000000
+        self.collect()
+        while self.requests and aq_now_ns() < end:
+            with nogil:
+                err = self.wait(10000000)
+                if err < 0 and err != -EINTR:
+                    aq_nap()
+            self.collect()
+        return self.requests != 0
 
     cdef void close(self, bint child) noexcept:  # no-cython-lint
         if self.ring.fd < 0:

@@ -1,0 +1,354 @@
+"""What block devices owe asyncio: contexts of loops, opening, draining, closing.
+
+Knows no engine and no alignment; those are in `_block`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import errno
+import os
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from aioqemu._block.device import BlockDevice as _Device
+from aioqemu._block.device import NullDevice as _Null
+from aioqemu._block.files import inspect
+from aioqemu._block.linux_aio import unavailable as linux_aio_unavailable
+from aioqemu._block.request import Engine, Kind, Op, service_of
+from aioqemu._engine import context
+from aioqemu._engine.errors import BackendUnavailable
+from aioqemu._loop.aiocontext import AioContext
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+    from types import TracebackType
+    from typing import Self
+
+    from aioqemu._block.request import BlockRequest, BlockService
+
+ENGINES = ("auto", "io_uring", "linux_aio", "threads")
+_MODES = {
+    "r": os.O_RDONLY,
+    "r+": os.O_RDWR,
+    "w": os.O_RDWR | os.O_CREAT | os.O_TRUNC,
+    "w+": os.O_RDWR | os.O_CREAT | os.O_TRUNC,
+    "x": os.O_RDWR | os.O_CREAT | os.O_EXCL,
+    "x+": os.O_RDWR | os.O_CREAT | os.O_EXCL,
+}
+_AT_FDCWD = -100
+NULL_SIZE = 1 << 30
+
+_contexts: weakref.WeakKeyDictionary[
+    asyncio.AbstractEventLoop, weakref.ref[AioContext]
+] = weakref.WeakKeyDictionary()
+
+
+class _GuestContext(AioContext):
+    """A context that was made for a loop which has none; it goes with its loop."""
+
+    _keeper: object = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+async def _until_the_end(ctx: AioContext) -> AsyncGenerator[None]:
+    """Close the context when the loop shuts its asynchronous generators down."""
+    try:
+        yield
+    finally:
+        ctx.close()
+
+
+def running_context() -> context.AioContext:
+    """The context that serves the running loop; any other loop's is made on demand.
+
+    Raises:
+        RuntimeError: no loop is running.
+    """
+    loop = asyncio.get_running_loop()
+    own = getattr(loop, "context", None)
+    if isinstance(own, context.AioContext):
+        return own
+    known = _contexts.get(loop)
+    guest = known() if known is not None else None
+    if guest is None or guest.closed:
+        guest = _GuestContext()
+        guest.attach(loop)
+        keeper = _until_the_end(guest)
+        with contextlib.suppress(StopIteration):
+            keeper.asend(None).send(None)  # the loop knows it from its first step on
+        guest._keeper = keeper
+        _contexts[loop] = weakref.ref(guest)
+    return guest
+
+
+def service(ctx: context.AioContext | None = None) -> BlockService:
+    """The block service of a context, by default of the running loop's."""
+    found: BlockService = service_of(running_context() if ctx is None else ctx)
+    return found
+
+
+def refusals(served: BlockService) -> dict[str, str | None]:
+    """Why each engine cannot serve, or None if it can."""
+    fdmon = served.context.fdmon
+    aio = linux_aio_unavailable()
+    return {
+        "io_uring": None
+        if fdmon == "io_uring"
+        else f"the context runs on {fdmon}: make it with fdmon='io_uring'",
+        "linux_aio": None if aio is None else str(aio),
+        "threads": None,
+    }
+
+
+def pick(served: BlockService, engine: str, direct: bool) -> int:
+    """The engine for a file.
+
+    Raises:
+        ValueError: no engine is called so, or Linux AIO was asked for without `direct`.
+        BackendUnavailable: it cannot serve here; says why.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    if engine == "linux_aio" and not direct:
+        raise ValueError("engine 'linux_aio' needs direct=True: it blocks otherwise")
+    if engine in ("auto", "io_uring") and served.context.fdmon == "io_uring":
+        return Engine.URING
+    if engine == "linux_aio" or (engine == "auto" and direct):
+        try:
+            served.use_linux_aio()
+        except OSError as exc:
+            if engine != "auto":
+                text = f"engine 'linux_aio': {exc.strerror}"
+                raise BackendUnavailable(exc.errno, text) from exc
+        else:
+            return Engine.AIO
+    if engine == "io_uring":
+        reason = refusals(served)["io_uring"]
+        raise BackendUnavailable(errno.ENOTSUP, f"engine 'io_uring': {reason}")
+    return Engine.THREADS
+
+
+class _Async(_Device):
+    """The awaitable part of a device."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self.__aenter__().__await__()
+
+    async def _quiet(self) -> None:
+        """Return when nothing is in flight, and not before, cancelled or not."""
+        cancelled: asyncio.CancelledError | None = None
+        while self._gate.active:
+            over = asyncio.get_running_loop().create_future()
+            self._gate.watch(lambda over=over: over.done() or over.set_result(None))
+            try:
+                await over
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+        if cancelled is not None:
+            raise cancelled
+
+    async def close(self) -> None:
+        """Wait for what is in flight and close the file; twice does nothing.
+
+        Nothing is flushed: `await blk.flush()` before if the data matters.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await self._quiet()
+        finally:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                # At once: nobody could say later whether the number was still ours.
+                os.close(fd)
+
+    @contextlib.asynccontextmanager
+    async def drained(self) -> AsyncIterator[None]:
+        """Nothing of the device is in flight inside (QEMU's drained section).
+
+        Requests made meanwhile, by anybody, wait and start at the end, in order; so they
+        must not be awaited inside.
+        """
+        self._gate.quiesce()
+        try:
+            await self._quiet()
+            yield
+        finally:
+            self._gate.resume()
+
+    @contextlib.asynccontextmanager
+    async def batch(self) -> AsyncIterator[None]:
+        """Requests made inside are handed to the kernel together, at the end at last."""
+        try:
+            yield
+        finally:
+            self._service.flush()
+
+
+class BlockDevice(_Async):
+    __doc__ = _Device.__doc__
+
+
+class NullDevice(_Async, _Null):
+    __doc__ = _Null.__doc__
+
+
+def make_device(
+    fd: int,
+    path: Any,
+    served: BlockService,
+    engine: int,
+    *,
+    writable: bool,
+    direct: bool,
+    max_in_flight: int,
+    strict_alignment: bool,
+) -> BlockDevice:
+    """Wrap an open fd; it is closed if that fails."""
+    try:
+        return BlockDevice(
+            served,
+            fd,
+            inspect(fd, direct),
+            path=path,
+            engine=engine,
+            read_only=not writable,
+            direct=direct,
+            max_in_flight=max_in_flight,
+            strict_alignment=strict_alignment,
+        )
+    except OSError as exc:
+        os.close(fd)
+        exc.filename = path
+        raise
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+class Opening:
+    """What `block.open` gives: for `await` or `async with`."""
+
+    def __init__(
+        self,
+        path: Any,
+        mode: str,
+        *,
+        engine: str,
+        direct: bool,
+        max_in_flight: int,
+        strict_alignment: bool,
+        ctx: context.AioContext | None,
+    ) -> None:
+        if mode not in _MODES:
+            raise ValueError(f"mode must be one of {', '.join(_MODES)}, not {mode!r}")
+        if engine not in ENGINES:
+            raise ValueError(
+                f"engine must be one of {', '.join(ENGINES)}, not {engine!r}"
+            )
+        if engine == "linux_aio" and not direct:
+            raise ValueError("engine 'linux_aio' needs direct=True: it blocks otherwise")
+        if max_in_flight < 1:
+            raise ValueError(f"max_in_flight must be at least 1, not {max_in_flight}")
+        self._path = path if path == "null://" else os.fspath(path)
+        self._flags = _MODES[mode] | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
+        self._engine = engine
+        self._ctx = ctx
+        self._options = {
+            "writable": mode != "r",
+            "direct": direct,
+            "max_in_flight": max_in_flight,
+            "strict_alignment": strict_alignment,
+        }
+        self._wrap: Callable[[BlockDevice | NullDevice], Any] = lambda blk: blk
+        self._opened: Any = None
+
+    def __await__(self) -> Generator[Any, None, BlockDevice]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> BlockDevice:
+        self._opened = await self._open()
+        blk: BlockDevice = self._opened
+        return blk
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._opened.close()
+
+    def now(self) -> BlockDevice:
+        """Open at once, with blocking calls; for code without coroutines."""
+        served = service(self._ctx)
+        engine = pick(served, self._engine, self._options["direct"])
+        fd = os.open(self._path, self._flags, 0o666)
+        return self._made(fd, served, engine)
+
+    def _made(self, fd: int, served: BlockService, engine: int) -> BlockDevice:
+        blk = make_device(fd, self._path, served, engine, **self._options)
+        wrapped: BlockDevice = self._wrap(blk)
+        return wrapped
+
+    async def _open(self) -> BlockDevice:
+        served = service(self._ctx)
+        if self._path == "null://":
+            device = NullDevice(
+                served,
+                NULL_SIZE,
+                0.0,
+                self._options["max_in_flight"],
+                not self._options["writable"],
+            )
+            null: BlockDevice = self._wrap(device)
+            return null
+        engine = pick(served, self._engine, self._options["direct"])
+        fd = await served.control(
+            Op.OPENAT,
+            _AT_FDCWD,
+            engine,
+            path=os.fsencode(self._path),
+            flags=self._flags,
+            mode=0o666,
+            kind=Kind.RET_INT,
+            filename=self._path,
+        )
+        return self._made(fd, served, engine)
+
+
+def with_faults(inner: Any, hook: Callable[[BlockRequest], object]) -> Any:
+    """A device, or the opening of one, whose requests go through `hook`."""
+    if isinstance(inner, Opening):
+        opening = copy.copy(inner)
+        before = inner._wrap
+        opening._wrap = lambda blk: with_faults(before(blk), hook)
+        return opening
+    if not isinstance(inner, _Async):
+        raise TypeError(f"a block device is expected, got {inner!r}")
+    wrapped = copy.copy(inner)
+    below = inner._hook
+
+    def chained(req: BlockRequest) -> object:
+        verdict = hook(req)
+        return verdict if verdict is not None or below is None else below(req)
+
+    wrapped._hook = chained
+    return wrapped
