@@ -617,6 +617,10 @@ cdef class BlockDriverAIOCB:
         """Whether it is over and `cancel` ended it."""
         return bool(self.done() and self.cancel_wanted)
 
+    @property
+    def _cancel_message(self):
+        return self.cancel_message      # asyncio.gather asks for it
+
     def _make_cancelled_error(self):
         # asyncio.gather asks for it.
         if self.cancel_message is None:

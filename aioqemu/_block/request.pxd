@@ -67,6 +67,7 @@ cdef class BlockRequest(BlockDriverAIOCB):
     cdef int _bounce(self, Py_ssize_t mem_align) except -1
     cdef void _drop_memory(self) noexcept
     cdef int _over(self, int64_t ret) except -1
+    cdef int forget_waiters(self) except -1
 
 cdef class BlockService(Service):
     cdef AioContext ctx

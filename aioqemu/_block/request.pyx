@@ -246,6 +246,8 @@ cdef int _job_done(void *opaque) except -1:
         req.retries += 1
         service._launch(req)
         return 0
+    if (req.asked or service.closing) and (ret == -EINTR or ret == -EAGAIN):
+        ret = -ECANCELED
     if ret >= 0 and req.full and (req.job.op == OP_READ or req.job.op == OP_WRITE):
         step = ret
         if req.align > 1 and req.moved + step < req.total:
@@ -432,15 +434,20 @@ cdef class BlockRequest(BlockDriverAIOCB):
             self.value = None
         service._unlink(self)
         try:
-            if service.closing and self.loop is not None and self.loop.is_closed():
-                self.waiter = None   # nobody can be told any more
-                self.waiter_context = None
-                self.more_waiters = None
+            if service.closing:
+                self.forget_waiters()
             self.finish(ret)
         finally:
             if self.entered:
                 self.entered = False
                 gate.leave()
+        return 0
+
+    cdef int forget_waiters(self) except -1:
+        if self.loop is not None and self.loop.is_closed():
+            self.waiter = None       # nobody can be told any more
+            self.waiter_context = None
+            self.more_waiters = None
         return 0
 
     cdef int request_cancel(self) except -1:
@@ -859,6 +866,8 @@ cdef class BlockService(Service):
 
     def shorten(self, BlockRequest req not None, int64_t n):
         """Have the next submission transfer only `n` bytes; for fault injection."""
+        n = n if n < req.align else n - n % req.align    # or the kernel refuses it
+        n = n if n > req.align else req.align
         if req.job.niov < 1 or not 0 < n < <int64_t>req.job.iov.iov_len:
             return
         if req.cut_from == NULL:
@@ -1081,7 +1090,7 @@ cdef class BlockService(Service):
         cdef BlockRequest req
         cdef CqeHandler *cqe
         cdef list everyone = []
-        cdef int rounds
+        cdef int rounds, left
         self.closing = True
         op = self.first
         while op != NULL:
@@ -1112,7 +1121,7 @@ cdef class BlockService(Service):
                 self.aio.stop(False)
             if self.untold or self.pending.head != NULL:
                 self.submit()
-            self.ctx.mon.settle(5000)
+            left = self.ctx.mon.settle(5000)
             while True:
                 cqe = done_pop(&self.ctx.st)
                 if cqe == NULL:
@@ -1121,7 +1130,7 @@ cdef class BlockService(Service):
                     cqe.cb(cqe.opaque)
                 except BaseException as exc:
                     self.ctx.report("Exception while a context closes", exc, {})
-            if self.first == NULL:
+            if self.first == NULL or left:
                 break
         while self.first != NULL:
             # The kernel has it and does not give it back (its ring is another thread's).
@@ -1130,6 +1139,7 @@ cdef class BlockService(Service):
             req.lost = True
             Py_INCREF(req)
             self._unlink(req)
+            req.forget_waiters()
             req.finish(-ECANCELED)
         self.ctx.mon.requests = 0
         return 0

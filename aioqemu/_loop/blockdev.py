@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import copy
 import errno
+import functools
 import os
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -133,6 +134,11 @@ def pick(served: BlockService, engine: str, direct: bool) -> int:
     return Engine.THREADS
 
 
+def _set(over: asyncio.Future[None]) -> None:
+    if not over.done() and not over.get_loop().is_closed():
+        over.set_result(None)
+
+
 class _Async(_Device):
     """The awaitable part of a device."""
 
@@ -155,7 +161,7 @@ class _Async(_Device):
         cancelled: asyncio.CancelledError | None = None
         while self._gate.active:
             over = asyncio.get_running_loop().create_future()
-            self._gate.watch(lambda over=over: over.done() or over.set_result(None))
+            self._gate.watch(functools.partial(_set, over))
             try:
                 await over
             except asyncio.CancelledError as exc:

@@ -98,7 +98,7 @@ def test_bad_requests_say_what_and_where(run: Any, image: Path, engine: str, dir
                 with pytest.raises(OSError, match=text) as caught:
                     await request
                 assert caught.value.errno == code
-                assert caught.value.filename == image
+                assert caught.value.filename == str(image)
             with pytest.raises((TypeError, ValueError, BufferError)):
                 blk.pread_into(b"read-only", 0)
             with pytest.raises((TypeError, ValueError, BufferError)):

@@ -101,30 +101,31 @@ def test_errors_come_from_the_await(run: Any, fd: int, disk: Path) -> None:
     async def main() -> None:
         closed = os.dup(fd)
         os.close(closed)
-        for request, code in (
-            (block.pread(closed, 10, 0), errno.EBADF),
-            (block.pread(fd, 10, -1), errno.EINVAL),
-            (block.pread(fd, 10, 1 << 63), errno.EINVAL),
-            (block.pread(fd, 10, (1 << 63) - 5), errno.EINVAL),
-            (block.pwrite(fd, b"x", -5), errno.EINVAL),
-            (block.pwritev(fd, [b"x"] * 1025, 0), errno.EINVAL),
-            (block.fallocate(fd, 0, -1, 10), errno.EINVAL),
-            (block.openat(disk / "none", os.O_RDONLY), errno.ENOENT),
-            (block.statx(disk / "none"), errno.ENOENT),
-            (block.fsync(closed), errno.EBADF),
+        for use, code in (
+            (lambda: block.pread(closed, 10, 0), errno.EBADF),
+            (lambda: block.pread(fd, 10, -1), errno.EINVAL),
+            (lambda: block.pread(fd, 10, 1 << 63), errno.EINVAL),
+            (lambda: block.pread(fd, 10, (1 << 63) - 5), errno.EINVAL),
+            (lambda: block.pwrite(fd, b"x", -5), errno.EINVAL),
+            (lambda: block.pwritev(fd, [b"x"] * 1025, 0), errno.EINVAL),
+            (lambda: block.fallocate(fd, 0, -1, 10), errno.EINVAL),
+            (lambda: block.openat(disk / "none", os.O_RDONLY), errno.ENOENT),
+            (lambda: block.statx(disk / "none"), errno.ENOENT),
+            (lambda: block.fsync(closed), errno.EBADF),
         ):
+            request = use()
             assert not request.done(), "never inside the call"
             with pytest.raises(OSError, match="Errno") as caught:
                 await request
             assert caught.value.errno == code
-        for use in (
+        for bad in (
             lambda: block.preadv(fd, [b"read-only"], 0),
             lambda: block.preadv(fd, [memoryview(bytearray(8))[::2]], 0),
             lambda: block.pwrite(fd, "text", 0),
             lambda: block.pread(fd, -1, 0),
         ):
             with pytest.raises((TypeError, ValueError, BufferError)):
-                use()
+                bad()
 
     run(main())
 
