@@ -71,6 +71,7 @@ from aioqemu._sys.libc cimport ECANCELED
 from aioqemu._sys.libc cimport EINTR
 from aioqemu._sys.libc cimport EINVAL
 from aioqemu._sys.libc cimport EIO
+from aioqemu._sys.libc cimport ENOMEM
 from aioqemu._sys.libc cimport close
 from aioqemu._sys.libc cimport iovec
 from aioqemu._sys.uring cimport AQ_OP_ASYNC_CANCEL
@@ -917,7 +918,9 @@ cdef class BlockService(Service):
         try:
             self._threads().submit(job)
         except OSError as exc:
-            return self._end_soon(req, -exc.errno)
+            return self._end_soon(req, -(exc.errno or EIO))
+        except MemoryError:
+            return self._end_soon(req, -ENOMEM)
         return 0
 
     cdef bint _to_ring(self, AioJob *job) noexcept:

@@ -1,0 +1,6 @@
+from aioqemu._engine.context import AioContext
+
+def unavailable() -> OSError | None: ...
+
+class LinuxAio:
+    def __init__(self, ctx: AioContext) -> None: ...
