@@ -1294,10 +1294,6 @@ cdef class AioContext:
     def timeout_ns(self):
         """How long an outer loop may sleep, in ns; -1: until `fileno` is readable."""
         self.check_usable()
-        if aq_load(&self.notified):
-            # It came during a dispatch, which may have drained the notifier after the
-            # waker wrote it and before what it announced was there to be seen.
-            return 0
         return self.compute_timeout()
 
     def dispatch(self):
@@ -1317,6 +1313,10 @@ cdef class AioContext:
         n = self.dispatch_all(True)
         if not self.closed and self.fork_generation == fork_generation:
             self.mon.flush()
+            if self.service is not None and self.always_write and aq_load(&self.notified):
+                # A completion was announced meanwhile: after it had been looked for, and
+                # before the notifier was drained.
+                notifier_set(self.notifier[1])
         return n > 0
 
     # -- information --------------------------------------------------------------------
