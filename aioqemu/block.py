@@ -83,16 +83,30 @@ def pread(fd: Any, n: int, offset: int) -> BlockRequest:
         raise ValueError(f"the number of bytes must not be negative: {n}")
     served, fd = blockdev.service(), _number(fd)
     return served.rw(
-        Op.READ, fd, n, offset, 0, _engine(served), kind=Kind.RET_BYTES,
+        Op.READ,
+        fd,
+        n,
+        offset,
+        0,
+        _engine(served),
+        kind=Kind.RET_BYTES,
         now=_may_read_now(fd),
     )
 
 
-def preadv(fd: Any, buffers: Sequence[Any], offset: int, flags: int = 0) -> BlockRequest:
+def preadv(
+    fd: Any, buffers: Sequence[Any], offset: int, flags: int = 0
+) -> BlockRequest:
     """`os.preadv`: awaiting gives the number of bytes read."""
     served, fd = blockdev.service(), _number(fd)
     return served.rw(
-        Op.READ, fd, list(buffers), offset, flags, _engine(served), kind=Kind.RET_INT,
+        Op.READ,
+        fd,
+        list(buffers),
+        offset,
+        flags,
+        _engine(served),
+        kind=Kind.RET_INT,
         now=flags == 0 and _may_read_now(fd),
     )
 
@@ -108,7 +122,12 @@ def pwritev(
     """`os.pwritev`: awaiting gives the number of bytes written."""
     served = blockdev.service()
     return served.rw(
-        Op.WRITE, _number(fd), list(buffers), offset, flags, _engine(served),
+        Op.WRITE,
+        _number(fd),
+        list(buffers),
+        offset,
+        flags,
+        _engine(served),
         kind=Kind.RET_INT,
     )
 
@@ -129,7 +148,11 @@ def fallocate(fd: Any, mode: int, offset: int, length: int) -> BlockRequest:
     """fallocate(2): space, holes, zeroes."""
     served = blockdev.service()
     return served.control(
-        Op.FALLOCATE, _number(fd), _engine(served), offset=offset, length=length,
+        Op.FALLOCATE,
+        _number(fd),
+        _engine(served),
+        offset=offset,
+        length=length,
         flags=mode,
     )
 
@@ -164,14 +187,31 @@ def _parse_statx(out: bytearray) -> StatxResult:
     ino, size, blocks = struct.unpack_from("=QQQ", out, 32)
     times = [
         seconds * 10**9 + ns
-        for seconds, ns in (struct.unpack_from("=qI", out, 64 + 16 * i) for i in range(4))
+        for seconds, ns in (
+            struct.unpack_from("=qI", out, 64 + 16 * i) for i in range(4)
+        )
     ]
     rmajor, rminor, major, minor = struct.unpack_from("=IIII", out, 128)
     dio_memory, dio_offset = struct.unpack_from("=II", out, 152)
     return StatxResult(
-        mode, ino, os.makedev(major, minor), nlink, uid, gid, size, blksize, blocks,
-        os.makedev(rmajor, rminor), times[0], times[3], times[2], times[1], mask,
-        attributes, dio_memory, dio_offset,
+        mode,
+        ino,
+        os.makedev(major, minor),
+        nlink,
+        uid,
+        gid,
+        size,
+        blksize,
+        blocks,
+        os.makedev(rmajor, rminor),
+        times[0],
+        times[3],
+        times[2],
+        times[1],
+        mask,
+        attributes,
+        dio_memory,
+        dio_offset,
     )
 
 
@@ -187,8 +227,15 @@ def statx(
         name = os.fsencode(path)
     out = bytearray(256)
     return served.control(
-        Op.STATX, fd, _engine(served), path=name, out=out, flags=mask, mode=flags,
-        kind=Kind.RET_VALUE, value=lambda _: _parse_statx(out),
+        Op.STATX,
+        fd,
+        _engine(served),
+        path=name,
+        out=out,
+        flags=mask,
+        mode=flags,
+        kind=Kind.RET_VALUE,
+        value=lambda _: _parse_statx(out),
         filename=None if isinstance(path, int) else path,
     )
 
@@ -199,8 +246,13 @@ def openat(
     """`os.open`: awaiting gives a file descriptor, not inheritable."""
     served = blockdev.service()
     return served.control(
-        Op.OPENAT, _AT_FDCWD if dir_fd is None else dir_fd, _engine(served),
-        path=os.fsencode(path), flags=flags | os.O_CLOEXEC, mode=mode, kind=Kind.RET_INT,
+        Op.OPENAT,
+        _AT_FDCWD if dir_fd is None else dir_fd,
+        _engine(served),
+        path=os.fsencode(path),
+        flags=flags | os.O_CLOEXEC,
+        mode=mode,
+        kind=Kind.RET_INT,
         filename=path,
     )
 
@@ -367,5 +419,3 @@ def probe(context: AioContext | None = None) -> dict[str, Any]:
             if op is not Op.NOTHING
         },
     }
-
-

@@ -289,7 +289,9 @@ class BlockDevice:
                 self._left(mine, 0)
                 raise
         return self._compound(
-            self._write_alone(mine, [memoryview(b).cast("B") for b in buffers], offset, n, flags),
+            self._write_alone(
+                mine, [memoryview(b).cast("B") for b in buffers], offset, n, flags
+            ),
             mine,
             kind=kind,
             wanted=n,
@@ -453,7 +455,10 @@ class BlockDevice:
             text = "an earlier flush has failed; data may have been lost"
             return self._refuse((self._flush_error, text), cb, opaque)
         return self._control(
-            Op.FDATASYNC, kind=Kind.RET_ZERO if cb else Kind.RET_NONE, cb=cb, opaque=opaque,
+            Op.FDATASYNC,
+            kind=Kind.RET_ZERO if cb else Kind.RET_NONE,
+            cb=cb,
+            opaque=opaque,
             after=self._flushed,
         )
 
@@ -499,7 +504,9 @@ class BlockDevice:
                 flags=_PUNCH_HOLE | _KEEP_SIZE,
                 gated=False,
             )
-        return 0 if ret in _UNSUPPORTED or ret == -errno.EINVAL and self._is_block else ret
+        return (
+            0 if ret in _UNSUPPORTED or (ret == -errno.EINVAL and self._is_block) else ret
+        )
 
     def write_zeroes(
         self, offset: int, n: int, may_unmap: bool = False
@@ -548,7 +555,9 @@ class BlockDevice:
                 start = offset - offset % unit
                 end = offset + part + -(offset + part) % unit
                 piece = Range(start, end, alone=True)
-                ret = yield from self._write_alone(piece, [zeroes[:part]], offset, part, 0)
+                ret = yield from self._write_alone(
+                    piece, [zeroes[:part]], offset, part, 0
+                )
                 ret = part if not ret else ret
             else:
                 ret = yield self._write_checked(
@@ -668,7 +677,10 @@ class BlockDevice:
                     gated=False,
                 )
                 if ret < 0 and ret not in (
-                    -errno.EXDEV, -errno.EINVAL, -errno.EBADF, *_UNSUPPORTED
+                    -errno.EXDEV,
+                    -errno.EINVAL,
+                    -errno.EBADF,
+                    *_UNSUPPORTED,
                 ):
                     return ret
                 if ret <= 0:
@@ -679,9 +691,17 @@ class BlockDevice:
                     memory = target.alloc(min(n, _COPY_CHUNK))
                 part = memory[: min(n, _COPY_CHUNK)]
                 ret = yield self._service.rw(
-                    Op.READ, self._fd, [part], offset, 0, self._engine, full=True,
-                    filename=self.path, align=self.request_alignment,
-                    mem_align=self.memory_alignment, hook=self._hook,
+                    Op.READ,
+                    self._fd,
+                    [part],
+                    offset,
+                    0,
+                    self._engine,
+                    full=True,
+                    filename=self.path,
+                    align=self.request_alignment,
+                    mem_align=self.memory_alignment,
+                    hook=self._hook,
                 )
                 if ret < 0:
                     return ret
@@ -775,7 +795,14 @@ class NullDevice(BlockDevice):
                 with memoryview(buffer).cast("B") as view:
                     view[:] = bytes(len(view))
         return self._service.ready(
-            kind, value, n, gate=self._gate, bs=self, cb=cb, opaque=opaque, hook=self._hook
+            kind,
+            value,
+            n,
+            gate=self._gate,
+            bs=self,
+            cb=cb,
+            opaque=opaque,
+            hook=self._hook,
         )
 
     def _write_checked(
@@ -790,8 +817,15 @@ class NullDevice(BlockDevice):
         gate: bool = True,
     ) -> BlockRequest:
         return self._service.ready(
-            kind, None, sum(map(_size, buffers)), gate=self._gate if gate else None,
-            bs=self, cb=cb, opaque=opaque, hook=self._hook, after=after,
+            kind,
+            None,
+            sum(map(_size, buffers)),
+            gate=self._gate if gate else None,
+            bs=self,
+            cb=cb,
+            opaque=opaque,
+            hook=self._hook,
+            after=after,
         )
 
     def _control(
@@ -799,8 +833,13 @@ class NullDevice(BlockDevice):
     ) -> BlockRequest:
         kept = {k: v for k, v in rest.items() if k in ("cb", "opaque", "after")}
         return self._service.ready(
-            rest.get("kind", Kind.RET_NONE), None, rest.get("length", 0),
-            gate=self._gate if gated else None, bs=self, hook=self._hook, **kept,
+            rest.get("kind", Kind.RET_NONE),
+            None,
+            rest.get("length", 0),
+            gate=self._gate if gated else None,
+            bs=self,
+            hook=self._hook,
+            **kept,
         )
 
     def _extents(self, start: int, end: int) -> list[tuple[int, int, bool]]:

@@ -270,7 +270,9 @@ class Opening:
                 f"engine must be one of {', '.join(ENGINES)}, not {engine!r}"
             )
         if engine == "linux_aio" and not direct:
-            raise ValueError("engine 'linux_aio' needs direct=True: it blocks otherwise")
+            raise ValueError(
+                "engine 'linux_aio' needs direct=True: it blocks otherwise"
+            )
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight must be at least 1, not {max_in_flight}")
         self._path = path if path == "null://" else os.fspath(path)

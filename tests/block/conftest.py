@@ -29,7 +29,12 @@ def _on_disk(path: str) -> bool:
 @pytest.fixture
 def disk(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A directory on a real file system."""
-    places = [os.environ.get("AIOQEMU_TEST_DISK"), "/var/tmp", tempfile.gettempdir(), "."]
+    places = [
+        os.environ.get("AIOQEMU_TEST_DISK"),
+        "/var/tmp",
+        tempfile.gettempdir(),
+        ".",
+    ]
     for place in places:
         if place and os.access(place, os.W_OK) and _on_disk(place):
             folder = tempfile.mkdtemp(prefix="aioqemu-test-", dir=place)

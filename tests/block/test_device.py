@@ -63,7 +63,9 @@ def test_the_whole_of_it(run: Any, image: Path, engine: str, direct: bool) -> No
     assert image.read_bytes() == model[:-7]
 
 
-def test_more_buffers_than_one_call_takes(run: Any, image: Path, engine: str, direct: bool) -> None:
+def test_more_buffers_than_one_call_takes(
+    run: Any, image: Path, engine: str, direct: bool
+) -> None:
     async def main() -> None:
         async with block.open(image, "r+", engine=engine, direct=direct) as blk:
             views = [bytearray(16) for _ in range(5000)]
@@ -77,7 +79,9 @@ def test_more_buffers_than_one_call_takes(run: Any, image: Path, engine: str, di
     run(main())
 
 
-def test_bad_requests_say_what_and_where(run: Any, image: Path, engine: str, direct: bool) -> None:
+def test_bad_requests_say_what_and_where(
+    run: Any, image: Path, engine: str, direct: bool
+) -> None:
     data = image.read_bytes()
 
     async def main() -> None:
@@ -122,8 +126,12 @@ def test_opening(run: Any, disk: Path, fdmon: str) -> None:
             await block.open(disk / "none")
         with pytest.raises(IsADirectoryError):
             await block.open(disk)
-        for bad in ({"mode": "a"}, {"engine": "magic"}, {"max_in_flight": 0},
-                    {"engine": "linux_aio"}):
+        for bad in (
+            {"mode": "a"},
+            {"engine": "magic"},
+            {"max_in_flight": 0},
+            {"engine": "linux_aio"},
+        ):
             with pytest.raises(ValueError, match="must|needs"):
                 block.open(disk / "new", **bad)  # type: ignore[arg-type]
         async with block.open(disk / "new", "x") as blk:
@@ -176,7 +184,9 @@ def test_strict_alignment(run: Any, image: Path) -> None:
     run(main())
 
 
-def test_unaligned_writes_do_not_lose_each_other(run: Any, image: Path, fdmon: str) -> None:
+def test_unaligned_writes_do_not_lose_each_other(
+    run: Any, image: Path, fdmon: str
+) -> None:
     async def main() -> None:
         for engine in ("auto", "threads"):
             async with block.open(image, "r+", direct=True, engine=engine) as blk:

@@ -117,7 +117,9 @@ def test_delays_and_cancels(run: Any, image: Path, engine: str, direct: bool) ->
     assert image.read_bytes() == data
 
 
-def test_operations_that_the_file_does_not_know(run: Any, image: Path, fdmon: str) -> None:
+def test_operations_that_the_file_does_not_know(
+    run: Any, image: Path, fdmon: str
+) -> None:
     data = bytearray(image.read_bytes())
 
     async def main() -> None:
@@ -150,8 +152,12 @@ def small(disk: Path) -> Iterator[Path]:
         f.truncate(8 << 20)
     mounted.mkdir()
     try:
-        subprocess.run(["mkfs.ext4", "-q", "-m0", file], check=True, capture_output=True)
-        subprocess.run(["mount", "-o", "loop", file, mounted], check=True, capture_output=True)
+        subprocess.run(
+            ["mkfs.ext4", "-q", "-m0", file], check=True, capture_output=True
+        )
+        subprocess.run(
+            ["mount", "-o", "loop", file, mounted], check=True, capture_output=True
+        )
     except (OSError, subprocess.CalledProcessError) as exc:
         pytest.skip(f"no file system could be mounted: {exc}")
     yield mounted
@@ -200,7 +206,10 @@ def loop_device(disk: Path) -> Iterator[str]:
         f.truncate(1 << 20)
     try:
         made = subprocess.run(
-            ["losetup", "--find", "--show", file], check=True, capture_output=True, text=True
+            ["losetup", "--find", "--show", file],
+            check=True,
+            capture_output=True,
+            text=True,
         )
     except (OSError, subprocess.CalledProcessError) as exc:
         pytest.skip(f"no loop device: {exc}")

@@ -154,9 +154,7 @@ def test_awaitables_of_every_kind(run: Any, fd: int) -> None:
     run(main())
 
 
-def test_a_hot_read_needs_no_pass_until_the_budget_is_spent(
-    run: Any, fd: int
-) -> None:
+def test_a_hot_read_needs_no_pass_until_the_budget_is_spent(run: Any, fd: int) -> None:
     async def main() -> None:
         await block.pread(fd, 1 << 20, 0)
         await asyncio.sleep(0.001)

@@ -212,7 +212,9 @@ def test_what_the_kernel_never_gives_back_is_never_freed(
         buffer.extend(b"the kernel may still write here")
 
 
-def test_a_request_made_before_the_loop_runs(loop: aioqemu.EventLoop, image: Path) -> None:
+def test_a_request_made_before_the_loop_runs(
+    loop: aioqemu.EventLoop, image: Path
+) -> None:
     fd = os.open(image, os.O_RDONLY)
 
     async def main() -> Any:
@@ -239,7 +241,9 @@ def test_a_cancelled_open_leaves_no_fd(run: Any, fifo: Path) -> None:
             await request
         await asyncio.sleep(0.01)
         extra = set(os.listdir("/proc/self/fd")) - before
-        assert not [fd for fd in extra if "fifo" in os.path.realpath(f"/proc/self/fd/{fd}")]
+        assert not [
+            fd for fd in extra if "fifo" in os.path.realpath(f"/proc/self/fd/{fd}")
+        ]
 
     run(main())
 
@@ -274,9 +278,7 @@ def test_fork_with_requests_in_flight(fdmon: str, image: Path) -> None:
     assert out == f"{64 * 4096}\n"
 
 
-@pytest.mark.parametrize(
-    "denied", [IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER]
-)
+@pytest.mark.parametrize("denied", [IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER])
 def test_io_uring_refused(denied: int, image: Path) -> None:
     out = run_script(
         """
@@ -337,9 +339,7 @@ def test_ten_thousand_in_flight_are_small(fdmon: str) -> None:
 def test_a_ring_that_is_full(uring: aioqemu.EventLoop, image: Path) -> None:
     async def main() -> None:
         async with block.open(image, direct=True, max_in_flight=5000) as blk:
-            data = await asyncio.gather(
-                *(blk.pread(8, 8 * i) for i in range(3000))
-            )
+            data = await asyncio.gather(*(blk.pread(8, 8 * i) for i in range(3000)))
             assert data == [i.to_bytes(8, "big") for i in range(3000)]
 
     started = time.monotonic()

@@ -64,7 +64,11 @@ class Machine(RuleBasedStateMachine):
         got = self.run(self._do(lambda: self.blk.pread(n, offset)))
         assert got == self.model[offset : offset + n]
 
-    @rule(offset=_offsets, parts=st.lists(st.integers(0, 1500), max_size=4), fua=st.booleans())
+    @rule(
+        offset=_offsets,
+        parts=st.lists(st.integers(0, 1500), max_size=4),
+        fua=st.booleans(),
+    )
     def write(self, offset: int, parts: list[int], fua: bool) -> None:
         data = [self._data(n) for n in parts]
         whole = b"".join(data)
@@ -72,7 +76,9 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(OSError, match="beyond"):
                 self.run(self._do(lambda: self.blk.pwritev(data, offset, fua)))
             return
-        assert self.run(self._do(lambda: self.blk.pwritev(data, offset, fua))) == len(whole)
+        assert self.run(self._do(lambda: self.blk.pwritev(data, offset, fua))) == len(
+            whole
+        )
         self.model[offset : offset + len(whole)] = whole
 
     @rule(offset=_offsets, sizes=st.lists(st.integers(1, 900), min_size=2, max_size=12))
@@ -179,7 +185,9 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_a_device_is_a_bytearray(disk: Path, fdmon: str, engine: str, direct: bool) -> None:
+def test_a_device_is_a_bytearray(
+    disk: Path, fdmon: str, engine: str, direct: bool
+) -> None:
     name = f"Machine_{fdmon}_{engine}_{direct}"
     machine = type(
         name,

@@ -31,7 +31,9 @@ def _qemu_io(image: Path, *commands: str) -> str:
 
 
 def test_patterns(run: Any, image: Path, engine: str, direct: bool) -> None:
-    _qemu_io(image, "write -P 0xa5 4096 8192", "write -P 7 100k 3k", "write -z 200k 64k")
+    _qemu_io(
+        image, "write -P 0xa5 4096 8192", "write -P 7 100k 3k", "write -z 200k 64k"
+    )
 
     async def main() -> None:
         async with block.open(image, "r+", engine=engine, direct=direct) as blk:

@@ -12,7 +12,14 @@ import pytest
 from support.procs import run_script
 
 import aioqemu
-from aioqemu._block.request import BlockRequest, BlockService, Engine, Kind, Op, service_of
+from aioqemu._block.request import (
+    BlockRequest,
+    BlockService,
+    Engine,
+    Kind,
+    Op,
+    service_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,13 +29,21 @@ _AT_FDCWD = -100
 
 
 def _item(
-    served: BlockService, path: Path, cb: Callable[[Any, int], object] | None = None,
+    served: BlockService,
+    path: Path,
+    cb: Callable[[Any, int], object] | None = None,
     opaque: object = None,
 ) -> BlockRequest:
     """Open a path in a thread."""
     return served.control(
-        Op.OPENAT, _AT_FDCWD, Engine.THREADS, path=os.fsencode(path),
-        flags=os.O_RDONLY | os.O_CLOEXEC, kind=Kind.RET_INT, cb=cb, opaque=opaque,
+        Op.OPENAT,
+        _AT_FDCWD,
+        Engine.THREADS,
+        path=os.fsencode(path),
+        flags=os.O_RDONLY | os.O_CLOEXEC,
+        kind=Kind.RET_INT,
+        cb=cb,
+        opaque=opaque,
     )
 
 
@@ -136,7 +151,9 @@ def test_threads_that_cannot_start(image: Path) -> None:
     assert image.read_bytes()[:32768] == b"x" * 32768
 
 
-def test_a_slow_disk_does_not_stop_the_loop(loop: aioqemu.EventLoop, disk: Path) -> None:
+def test_a_slow_disk_does_not_stop_the_loop(
+    loop: aioqemu.EventLoop, disk: Path
+) -> None:
     fifo = disk / "fifo"
     os.mkfifo(fifo)
 
