@@ -1,14 +1,14 @@
 """Block requests: disk I/O that can be awaited, served by the loop's own engine.
 
 Two levels over one kind of request.  The fd level is named and ordered as in `os` and
-reports short transfers; the device level (`open`) transfers in full or fails.  Each call
-submits at once and returns an awaitable request: no task is made, and it works in
+reports short transfers; the device level (`open`) transfers in full or fails.  Each
+call submits at once and returns an awaitable request: no task is made, and it works in
 `gather`, `wait`, `wait_for` and `TaskGroup`.  Errors come from awaiting, as OSError.
 
 A request holds its buffers until the kernel is done with them, whatever became of who
-awaited it: a `bytearray` in flight cannot be resized, and data that is being written must
-not be changed.  Cancelling the await asks the kernel to cancel; CancelledError comes out
-when the kernel has let go.
+awaited it: a `bytearray` in flight cannot be resized, and data that is being written
+must not be changed.  Cancelling the await asks the kernel to cancel; CancelledError
+comes out when the kernel has let go.
 
 Works on our loop, and on any other asyncio loop by way of a context attached to it.
 """
@@ -20,9 +20,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aioqemu._block.request import BlockRequest, Engine, Kind, Op
+from aioqemu._block.request import BlockRequest, Kind
+from aioqemu._block.service import ENGINE_NAMES, Op
 from aioqemu._loop import blockdev
-from aioqemu._loop.blockdev import BlockDevice, NullDevice, Opening
+from aioqemu._loop.blockdev import BlockDevice, FaultyDevice, NullDevice, Opening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,6 +34,7 @@ __all__ = [
     "BlockDevice",
     "BlockRequest",
     "Fault",
+    "FaultyDevice",
     "NullDevice",
     "StatxResult",
     "close",
@@ -60,7 +62,7 @@ _STATX_BASIC = 0x0FFF
 
 
 def _engine(served: Any) -> int:
-    return Engine.URING if served.context.fdmon == "io_uring" else Engine.THREADS
+    return blockdev.pick(served, "auto", False)
 
 
 def _number(fd: Any) -> int:
@@ -283,7 +285,7 @@ def open(
         mode: "r"; "r+" to write, too; "w" to make it anew or empty; "x" to make it.
         engine: "io_uring", "linux_aio" (only with `direct`), "threads" or "auto".
         direct: past the page cache (O_DIRECT).
-        max_in_flight: how many requests the engine has at most; the others wait in order.
+        max_in_flight: how many requests the engine has at most; others wait in order.
         strict_alignment: refuse what is not in units of `request_alignment`.
         context: the AioContext to serve it, by default the running loop's.
 
@@ -374,8 +376,9 @@ class Fault:
 def faults(inner: Any, rules: Iterable[Fault]) -> Any:
     """Wrap a device, or `open(...)`, so that chosen requests go wrong.
 
-    The inner device must not be used beside it.  The first rule that matches a
-    submission applies; a request may be submitted several times.
+    Gives a `FaultyDevice`, or the opening of one.  The inner device works as before,
+    and may be used beside it.  The first rule that matches a submission applies; a
+    request may be submitted several times.
     """
     listed = list(rules)
     for rule in listed:
@@ -409,12 +412,11 @@ def probe(context: AioContext | None = None) -> dict[str, Any]:
     direct = buffered
     if engines["io_uring"] and not engines["linux_aio"]:
         direct = "linux_aio"
-    names = {Engine.URING: "io_uring", Engine.THREADS: "threads"}
     return {
         "engines": engines,
         "auto": {"buffered": buffered, "direct": direct},
         "operations": {
-            op.name.lower(): names[served.engine_of(op, _engine(served))]
+            str(op.name).lower(): ENGINE_NAMES[served.engine_of(op, _engine(served))]
             for op in Op
             if op is not Op.NOTHING
         },

@@ -13,7 +13,7 @@ import stat
 import struct
 from dataclasses import dataclass
 
-from aioqemu._block import request
+from aioqemu._block import buffers
 
 _AT_EMPTY_PATH = 0x1000
 _STATX_DIOALIGN = 0x2000
@@ -57,7 +57,7 @@ def alignment(fd: int, is_block: bool) -> tuple[int, int]:
     The kernel tells since Linux 6.1; before, they are found by trial reads as in QEMU.
     """
     buffer = bytearray(_STATX_BUFFER)
-    if request.statx_now(fd, _AT_EMPTY_PATH, _STATX_DIOALIGN, buffer) == 0:
+    if buffers.statx_now(fd, _AT_EMPTY_PATH, _STATX_DIOALIGN, buffer) == 0:
         (mask,) = struct.unpack_from("=I", buffer, 0)
         memory, offset = struct.unpack_from("=II", buffer, 152)
         if mask & _STATX_DIOALIGN and offset:
@@ -105,5 +105,5 @@ def aligned_memory(n: int, alignment: int) -> memoryview:
     if alignment <= mmap.PAGESIZE:
         return memoryview(mmap.mmap(-1, n))[:n]
     whole = memoryview(mmap.mmap(-1, n + alignment))
-    skip = -request.address_of(whole) % alignment
+    skip = -buffers.address_of(whole) % alignment
     return whole[skip : skip + n]

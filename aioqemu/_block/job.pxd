@@ -12,6 +12,7 @@ from aioqemu._sys.file cimport AQ_BLKDISCARD
 from aioqemu._sys.file cimport AQ_BLKZEROOUT
 from aioqemu._sys.file cimport aq_blk_range
 from aioqemu._sys.file cimport aq_copy
+from aioqemu._sys.file cimport aq_extents
 from aioqemu._sys.file cimport aq_openat
 from aioqemu._sys.file cimport aq_preadv
 from aioqemu._sys.file cimport aq_pwritev
@@ -40,7 +41,11 @@ cdef enum JobOp:
     OP_BLKDISCARD = 10
     OP_BLKZEROOUT = 11
     OP_FAIL = 12         # ends with what cqe.res holds
-    OP_COUNT = 13
+    OP_MAP = 13
+    OP_COUNT = 14
+
+cdef enum:
+    MAP_EXTENTS = 128    # that one OP_MAP finds at most
 
 cdef enum JobState:
     JOB_IDLE = 0         # with nobody
@@ -66,12 +71,21 @@ cdef struct AioJob:
     iovec *iov
     iovec one
     const char *path
-    void *out            # statx
+    void *out            # statx; map: MAP_EXTENTS pairs, and where it stopped
 
 
 cdef inline int job_niov(const AioJob *job) noexcept nogil:
     """As many buffers as one call takes (IOV_MAX); the rest goes with the next one."""
     return job.niov if job.niov < 1024 else 1024
+
+
+cdef inline int job_size(const AioJob *job) noexcept nogil:
+    """How many bytes one call could transfer; 0 for what is no transfer."""
+    cdef int64_t n = 0
+    cdef int i
+    for i in range(job_niov(job)):
+        n += <int64_t>job.iov[i].iov_len
+    return <int>(n if n < 0x7ffff000 else 0x7ffff000)
 
 
 cdef inline int64_t job_run(AioJob *job) noexcept nogil:
@@ -105,6 +119,9 @@ cdef inline int64_t job_run(AioJob *job) noexcept nogil:
             ret = aq_blk_range(job.fd, AQ_BLKDISCARD, job.offset, job.length)
         elif op == OP_BLKZEROOUT:
             ret = aq_blk_range(job.fd, AQ_BLKZEROOUT, job.offset, job.length)
+        elif op == OP_MAP:
+            ret = aq_extents(job.fd, job.offset, job.offset + job.length,
+                             <int64_t *>job.out, MAP_EXTENTS)
         else:
             ret = -EINVAL
         if ret != -EINTR:

@@ -5,7 +5,6 @@ context waits.  Requests that have been submitted cannot be cancelled; no disk d
 the kernel supports it.
 """
 
-from libc.stdint cimport int64_t
 from libc.stdint cimport uint64_t
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset
@@ -19,7 +18,6 @@ from aioqemu._block.job cimport job_push
 from aioqemu._block.job cimport job_unlink
 from aioqemu._engine.context cimport AioContext
 from aioqemu._engine.lists cimport done_push
-from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
 from aioqemu._engine.types cimport AIO_OWNER_INTERNAL
 from aioqemu._sys.file cimport aq_io_destroy
 from aioqemu._sys.file cimport aq_io_event
@@ -86,7 +84,7 @@ cdef class LinuxAio:
     cdef int submit(self) noexcept:
         cdef AioJob *job
         cdef aq_iocb *cb
-        cdef int n, i, ret
+        cdef int n, _i, ret
         while self.queue.head != NULL and self.in_kernel < AIO_DEPTH:
             n = 0
             job = self.queue.head
@@ -119,7 +117,7 @@ cdef class LinuxAio:
                 job.cqe.res = ret
                 done_push(&self.ctx.st, &job.cqe)
                 continue
-            for i in range(ret):
+            for _i in range(ret):
                 job = self.queue.head
                 job_unlink(&self.queue, job)
                 job.state = JOB_RUNNING

@@ -1,4 +1,4 @@
-"""BlockRequest, and BlockService, which hands requests to the engines of a context.
+"""BlockRequest, the gate it passes, and what it needs of the service that serves it.
 
 Home thread of the context and GIL.
 """
@@ -9,12 +9,32 @@ from libc.stdint cimport int64_t
 from aioqemu._block.aiocb cimport AIOPool
 from aioqemu._block.aiocb cimport BlockDriverAIOCB
 from aioqemu._block.job cimport AioJob
-from aioqemu._block.job cimport JobQueue
-from aioqemu._block.linux_aio cimport LinuxAio
-from aioqemu._block.threads cimport ThreadPool
 from aioqemu._engine.context cimport AioContext
 from aioqemu._engine.context cimport Service
 from aioqemu._sys.libc cimport iovec
+
+cpdef enum Engine:
+    AUTO = 0
+    URING = 1
+    THREADS = 2
+    AIO = 3
+    NULL_DEVICE = 4
+
+cpdef enum Kind:
+    RET_INT = 0                  # what the system call gave
+    RET_COUNT = 1                # bytes that the user wanted
+    RET_BYTES = 2
+    RET_NONE = 3
+    RET_ZERO = 4                 # QEMU's: 0 for success
+    RET_VALUE = 5                # `value`, or value(ret) if that can be called
+
+cdef enum:
+    IOV_MAX = 1024
+
+cdef struct ViewBox:
+    # A Py_buffer that the collector does not see: clearing it would let go of memory that
+    # the kernel may still write.
+    Py_buffer view
 
 cdef class BlockPool(AIOPool):
     pass
@@ -25,13 +45,32 @@ cdef class Gate:
     cdef readonly Py_ssize_t active      # started and not over
     cdef readonly Py_ssize_t quiesced    # drained sections that are open
     cdef object waiting                  # deque of requests
+    cdef Py_ssize_t queued               # its length
     cdef list watchers                   # called without arguments when active is 0
+    # Let it through (True: launch it), or have it wait.
+    cdef bint enter(self, BlockRequest req) except -1
+    # A request that waits is not to come: whether it did wait.
+    cdef bint forget(self, BlockRequest req) except -1
     cdef int leave(self) except -1
     cdef int release(self) except -1
 
+cdef class Launcher(Service):
+    # What a request needs of its service.
+    cdef AioContext ctx
+    cdef bint closing
+    cdef readonly object hook_now        # fault rules for what is made now, or None
+    cdef PyObject *first                 # requests in flight; the list holds references
+    cdef PyObject *last
+    cdef void link(self, BlockRequest req) noexcept
+    cdef void unlink(self, BlockRequest req) noexcept
+    # Give it to its engine, again or for the first time.
+    cdef int launch(self, BlockRequest req) except -1
+    # Ask the engine to end it early.
+    cdef int cancel(self, BlockRequest req) except -1
+
 cdef class BlockRequest(BlockDriverAIOCB):
     cdef AioJob job
-    cdef readonly BlockService service
+    cdef readonly Launcher service
     cdef Gate gate
     cdef PyObject *before            # in the service's list of requests in flight
     cdef PyObject *behind
@@ -39,7 +78,6 @@ cdef class BlockRequest(BlockDriverAIOCB):
     cdef bint entered                # counted by the gate
     cdef bint full                   # a transfer that ends early goes on
     cdef bint kernel_has             # cancelled, and the kernel has not been told yet
-    cdef bint lost                   # the kernel never gave it back: its memory stays
     cdef int engine
     cdef int kind                    # what result() gives
     cdef int retries
@@ -53,8 +91,9 @@ cdef class BlockRequest(BlockDriverAIOCB):
     cdef int cut_niov
     cdef char *bounce                # aligned memory used instead of the user's
     cdef iovec *iov_heap
-    cdef Py_buffer *views
+    cdef Py_buffer *views            # &one_view, or on the heap
     cdef Py_ssize_t n_views
+    cdef ViewBox one_view
     cdef object value                # result, or what must live as long as the request
     cdef object hook                 # hook(request) before each submission; faults
     cdef object after                # after(ret) -> ret before the completion is told
@@ -63,37 +102,18 @@ cdef class BlockRequest(BlockDriverAIOCB):
     cdef object timer
     cdef str what                    # says more than the errno
     cdef object filename
-    cdef int _setup_iov(self) except -1
+    # Take the buffers: None and a size for bytes of its own, one buffer, or a list.
+    cdef int take_bytes(self, Py_ssize_t n) except -1
+    cdef int take_buffer(self, object buffer, bint writable) except -1
+    cdef int take_buffers(self, object buffers, bint writable) except -1
+    # Use aligned memory of our own where the caller's does not do.
+    cdef int align_memory(self, int64_t mem_align) except -1
     cdef int _bounce(self, Py_ssize_t mem_align) except -1
-    cdef void _drop_memory(self) noexcept
-    cdef int _over(self, int64_t ret) except -1
+    cdef void zero_memory(self) noexcept
+    cdef void drop_memory(self) noexcept
+    # The engine has nothing of it any more: tell everybody, once.
+    cdef int over(self, int64_t ret) except -1
     cdef int forget_waiters(self) except -1
 
-cdef class BlockService(Service):
-    cdef AioContext ctx
-    cdef readonly BlockPool requests
-    cdef ThreadPool pool
-    cdef LinuxAio aio
-    cdef PyObject *first             # requests in flight
-    cdef PyObject *last
-    cdef JobQueue pending            # for the ring, which had no room or does not exist
-    cdef bint closing
-    cdef bint untold                 # a cancelled request is still to be told of
-    cdef Py_ssize_t budget           # bytes that may still be read on the spot
-    cdef public Py_ssize_t read_now_bytes
-    cdef public int max_threads
-    cdef readonly object counts      # requests by engine
-    cdef BlockRequest _new(self, object bs, object cb, object opaque, int op, int fd)
-    cdef int _check_thread(self) except -1
-    cdef int _start(self, BlockRequest req) except -1
-    cdef int _launch(self, BlockRequest req) except -1
-    cdef int _issue(self, BlockRequest req) except -1
-    cdef int _end_soon(self, BlockRequest req, int ret) noexcept
-    cdef bint _to_ring(self, AioJob *job) noexcept
-    cdef int _advance(self, BlockRequest req, object ret) except -1
-    cdef int _cancel(self, BlockRequest req) except -1
-    cdef bint _tell_ring(self, BlockRequest req) noexcept
-    cdef void _link(self, BlockRequest req) noexcept
-    cdef void _unlink(self, BlockRequest req) noexcept
-    cdef ThreadPool _threads(self)
-    cdef bint _read_now(self, BlockRequest req) except -1
+# The completion of every job: what CqeHandler.cb of a request is.
+cdef int job_done(void *opaque) except -1

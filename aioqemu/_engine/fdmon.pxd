@@ -51,6 +51,8 @@ cdef class FdMon:
     cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept
     # Wait, at most so long, until the kernel has no request of add_sqe; then 0.
     cdef int settle(self, int64_t limit_ms) noexcept
+    # End with -EAGAIN what was prepared and never submitted, and never will be.
+    cdef void give_back(self) noexcept
     # For backends whose own fd cannot be nested: keep the mirror in step.
     cdef int mirror_open(self) noexcept
     cdef void mirror_ctl(self, int op, AioHandler *node) noexcept

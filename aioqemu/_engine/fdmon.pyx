@@ -79,6 +79,9 @@ cdef class FdMon:
     cdef int settle(self, int64_t limit_ms) noexcept:
         return 0
 
+    cdef void give_back(self) noexcept:
+        pass
+
     cdef void close(self, bint child) noexcept:
         pass
 

@@ -160,7 +160,6 @@ cdef class FdMonUring(FdMon):
     cdef int ring_eventfd      # in the mirror, for completions that are not of fds; or -1
     cdef bint announced        # ring_eventfd is registered with the ring
     cdef int forks             # when it was made; another number: a child's copy
-    cdef int dead              # the -errno with which the ring stopped working
 
     def __cinit__(self):
         memset(&self.ring, 0, sizeof(self.ring))
@@ -169,7 +168,6 @@ cdef class FdMonUring(FdMon):
         self.one_shot = True
         self.ring_eventfd = -1
         self.forks = forks
-        self.dead = 0
 
     def __dealloc__(self):
         aq_ring_exit(&self.ring)
@@ -437,7 +435,7 @@ cdef class FdMonUring(FdMon):
             if err == -EEXIST:
                 # With deferred task work nothing completes unless the ring's own thread
                 # enters it: do not wait long for what will not come.
-                self._give_back()
+                self.give_back()
                 strange += 1
                 if strange > 50:
                     break
@@ -445,12 +443,12 @@ cdef class FdMonUring(FdMon):
                     aq_nap()
         return self.requests != 0
 
-    cdef void _give_back(self) noexcept:
-        # The ring is another thread's: what is prepared will never be submitted.
-        cdef uint32_t i
+    cdef void give_back(self) noexcept:
+        # The ring is another thread's, or refused: nothing goes out any more.
+        cdef uint32_t _i
         cdef aq_sqe *sqe
         cdef CqeHandler *handler
-        for i in range(aq_sq_pending(&self.ring)):
+        for _i in range(aq_sq_pending(&self.ring)):
             self.ring.sq_local -= 1
             sqe = &self.ring.sqes[self.ring.sq_local & self.ring.sq_mask]
             if sqe.user_data & 1:

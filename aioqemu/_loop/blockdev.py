@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import errno
 import functools
 import os
 import weakref
@@ -18,8 +17,9 @@ from aioqemu._block.device import BlockDevice as _Device
 from aioqemu._block.device import NullDevice as _Null
 from aioqemu._block.files import inspect
 from aioqemu._block.linux_aio import unavailable as linux_aio_unavailable
-from aioqemu._block.request import Engine, Kind, Op, service_of
-from aioqemu._engine import context
+from aioqemu._block.request import Engine, Kind
+from aioqemu._block.service import Op, service_of
+from aioqemu._engine import backends, context
 from aioqemu._engine.errors import BackendUnavailable
 from aioqemu._loop.aiocontext import AioContext
 
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from aioqemu._block.request import BlockRequest, BlockService
+    from aioqemu._block.request import BlockRequest
+    from aioqemu._block.service import BlockService
+
+    Hook = Callable[[BlockRequest], object]
 
 ENGINES = ("auto", "io_uring", "linux_aio", "threads")
 _MODES = {
@@ -81,7 +84,7 @@ def running_context() -> context.AioContext:
         guest.attach(loop)
         keeper = _until_the_end(guest)
         with contextlib.suppress(StopIteration):
-            keeper.asend(None).send(None)  # the loop knows it from its first step on
+            keeper.__anext__().send(None)  # the loop knows it from its first step on
         guest._keeper = keeper
         _contexts[loop] = weakref.ref(guest)
     return guest
@@ -95,15 +98,27 @@ def service(ctx: context.AioContext | None = None) -> BlockService:
 
 def refusals(served: BlockService) -> dict[str, str | None]:
     """Why each engine cannot serve, or None if it can."""
-    fdmon = served.context.fdmon
     aio = linux_aio_unavailable()
+    ring = None
+    if served.context.fdmon != "io_uring":
+        ring = backends.uring_refusal()
     return {
-        "io_uring": None
-        if fdmon == "io_uring"
-        else f"the context runs on {fdmon}: make it with fdmon='io_uring'",
+        "io_uring": None if ring is None else str(ring),
         "linux_aio": None if aio is None else str(aio),
         "threads": None,
     }
+
+
+def _usable(use: Callable[[], None], name: str, asked: str) -> bool:
+    """Make an engine ready; what was asked for by name fails loudly."""
+    try:
+        use()
+    except OSError as exc:
+        if asked != "auto":
+            text = f"engine {name!r} cannot run here: {exc.strerror}"
+            raise BackendUnavailable(exc.errno, text) from exc
+        return False
+    return True
 
 
 def pick(served: BlockService, engine: str, direct: bool) -> int:
@@ -113,25 +128,20 @@ def pick(served: BlockService, engine: str, direct: bool) -> int:
         ValueError: no engine is called so, or Linux AIO was asked for without `direct`.
         BackendUnavailable: it cannot serve here; says why.
     """
+    _check_engine(engine, direct)
+    if engine in ("auto", "io_uring") and _usable(served.use_ring, "io_uring", engine):
+        return Engine.URING
+    wants_aio = engine == "linux_aio" or (engine == "auto" and direct)
+    if wants_aio and _usable(served.use_linux_aio, "linux_aio", engine):
+        return Engine.AIO
+    return Engine.THREADS
+
+
+def _check_engine(engine: str, direct: bool) -> None:
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     if engine == "linux_aio" and not direct:
         raise ValueError("engine 'linux_aio' needs direct=True: it blocks otherwise")
-    if engine in ("auto", "io_uring") and served.context.fdmon == "io_uring":
-        return Engine.URING
-    if engine == "linux_aio" or (engine == "auto" and direct):
-        try:
-            served.use_linux_aio()
-        except OSError as exc:
-            if engine != "auto":
-                text = f"engine 'linux_aio': {exc.strerror}"
-                raise BackendUnavailable(exc.errno, text) from exc
-        else:
-            return Engine.AIO
-    if engine == "io_uring":
-        reason = refusals(served)["io_uring"]
-        raise BackendUnavailable(errno.ENOTSUP, f"engine 'io_uring': {reason}")
-    return Engine.THREADS
 
 
 def _set(over: asyncio.Future[None]) -> None:
@@ -189,7 +199,7 @@ class _Async(_Device):
     async def drained(self) -> AsyncIterator[None]:
         """Nothing of the device is in flight inside (QEMU's drained section).
 
-        Requests made meanwhile, by anybody, wait and start at the end, in order; so they
+        Requests made meanwhile, by anybody, wait and start at the end, in order: they
         must not be awaited inside.
         """
         self._gate.quiesce()
@@ -201,7 +211,7 @@ class _Async(_Device):
 
     @contextlib.asynccontextmanager
     async def batch(self) -> AsyncIterator[None]:
-        """Requests made inside are handed to the kernel together, at the end at last."""
+        """Requests made inside go to the kernel together, at the end at last."""
         try:
             yield
         finally:
@@ -265,26 +275,17 @@ class Opening:
     ) -> None:
         if mode not in _MODES:
             raise ValueError(f"mode must be one of {', '.join(_MODES)}, not {mode!r}")
-        if engine not in ENGINES:
-            raise ValueError(
-                f"engine must be one of {', '.join(ENGINES)}, not {engine!r}"
-            )
-        if engine == "linux_aio" and not direct:
-            raise ValueError(
-                "engine 'linux_aio' needs direct=True: it blocks otherwise"
-            )
+        _check_engine(engine, direct)
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight must be at least 1, not {max_in_flight}")
         self._path = path if path == "null://" else os.fspath(path)
         self._flags = _MODES[mode] | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
         self._engine = engine
         self._ctx = ctx
-        self._options = {
-            "writable": mode != "r",
-            "direct": direct,
-            "max_in_flight": max_in_flight,
-            "strict_alignment": strict_alignment,
-        }
+        self._writable = mode != "r"
+        self._direct = direct
+        self._max_in_flight = max_in_flight
+        self._strict_alignment = strict_alignment
         self._wrap: Callable[[BlockDevice | NullDevice], Any] = lambda blk: blk
         self._opened: Any = None
 
@@ -307,12 +308,21 @@ class Opening:
     def now(self) -> BlockDevice:
         """Open at once, with blocking calls; for code without coroutines."""
         served = service(self._ctx)
-        engine = pick(served, self._engine, self._options["direct"])
+        engine = pick(served, self._engine, self._direct)
         fd = os.open(self._path, self._flags, 0o666)
         return self._made(fd, served, engine)
 
     def _made(self, fd: int, served: BlockService, engine: int) -> BlockDevice:
-        blk = make_device(fd, self._path, served, engine, **self._options)
+        blk = make_device(
+            fd,
+            self._path,
+            served,
+            engine,
+            writable=self._writable,
+            direct=self._direct,
+            max_in_flight=self._max_in_flight,
+            strict_alignment=self._strict_alignment,
+        )
         wrapped: BlockDevice = self._wrap(blk)
         return wrapped
 
@@ -323,12 +333,12 @@ class Opening:
                 served,
                 NULL_SIZE,
                 0.0,
-                self._options["max_in_flight"],
-                not self._options["writable"],
+                self._max_in_flight,
+                not self._writable,
             )
             null: BlockDevice = self._wrap(device)
             return null
-        engine = pick(served, self._engine, self._options["direct"])
+        engine = pick(served, self._engine, self._direct)
         fd = await served.control(
             Op.OPENAT,
             _AT_FDCWD,
@@ -342,21 +352,87 @@ class Opening:
         return self._made(fd, served, engine)
 
 
-def with_faults(inner: Any, hook: Callable[[BlockRequest], object]) -> Any:
+# The methods of a device that make requests.
+_REQUESTS = frozenset(
+    {
+        "pread",
+        "pread_into",
+        "preadv",
+        "pwrite",
+        "pwritev",
+        "flush",
+        "discard",
+        "write_zeroes",
+        "truncate",
+        "map",
+        "copy_range",
+        "aio_preadv",
+        "aio_pwritev",
+        "aio_flush",
+        "aio_discard",
+    }
+)
+
+
+class FaultyDevice:
+    """A device seen through fault rules; has all that the device has.
+
+    It shares everything with the device, which may be used beside it: only requests
+    that are made here meet the rules.
+    """
+
+    def __init__(self, device: Any, hook: Hook) -> None:
+        self._device = device
+        # The device at the bottom, where several are stacked.
+        self._faulty_device = getattr(device, "_faulty_device", device)
+        self._rules = hook
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._device!r}>"
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._device, name)
+        if name not in _REQUESTS:
+            return found
+
+        def through_the_rules(*args: Any, **kwargs: Any) -> Any:
+            served = self._faulty_device._service
+            before = served.swap_hook(None)
+            served.swap_hook(self._rules if before is None else _both(before, self))
+            try:
+                return found(*args, **kwargs)
+            finally:
+                served.swap_hook(before)
+
+        return through_the_rules
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._device.close()
+
+
+def _both(outer: Hook, faulty: FaultyDevice) -> Hook:
+    def ask(req: BlockRequest) -> object:
+        verdict = outer(req)
+        return faulty._rules(req) if verdict is None else verdict
+
+    return ask
+
+
+def with_faults(inner: Any, hook: Hook) -> Any:
     """A device, or the opening of one, whose requests go through `hook`."""
     if isinstance(inner, Opening):
         opening = copy.copy(inner)
         before = inner._wrap
         opening._wrap = lambda blk: with_faults(before(blk), hook)
         return opening
-    if not isinstance(inner, _Async):
+    if not isinstance(inner, (_Async, FaultyDevice)):
         raise TypeError(f"a block device is expected, got {inner!r}")
-    wrapped = copy.copy(inner)
-    below = inner._hook
-
-    def chained(req: BlockRequest) -> object:
-        verdict = hook(req)
-        return verdict if verdict is not None or below is None else below(req)
-
-    wrapped._hook = chained
-    return wrapped
+    return FaultyDevice(inner, hook)

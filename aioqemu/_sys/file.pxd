@@ -74,6 +74,39 @@ cdef extern from *:
         return (int)aq_result(ioctl(fd, op, range));
     }
 
+    /* Where a range holds data: pairs of start and end, as many as fit, and at out[2 * max]
+       where it stopped looking. Moves the position of the file, which nobody uses. */
+    static inline int64_t aq_extents(int fd, int64_t start, int64_t end, int64_t *out, int max)
+    {
+        int64_t data, hole;
+        int n = 0;
+
+        while (start < end && n < max) {
+            data = lseek(fd, start, SEEK_DATA);
+            if (data < 0 && errno != ENXIO)
+                return -errno;
+            if (data < 0 || data >= end) {
+                start = end;
+                break;
+            }
+            hole = lseek(fd, data, SEEK_HOLE);
+            if (hole < 0 && errno != ENXIO)
+                return -errno;
+            if (hole <= data) {     /* it was truncated meanwhile */
+                start = end;
+                break;
+            }
+            if (hole > end)
+                hole = end;
+            out[2 * n] = data;
+            out[2 * n + 1] = hole;
+            n++;
+            start = hole;
+        }
+        out[2 * max] = start;
+        return n;
+    }
+
     /* Linux AIO */
     typedef struct {
         uint64_t data;
@@ -176,6 +209,7 @@ cdef extern from *:
     int aq_statx(int fd, const char *path, int flags, unsigned mask, void *out) nogil
     int aq_openat(int fd, const char *path, int flags, unsigned mode) nogil
     int64_t aq_copy(int fd, int64_t off, int fd2, int64_t off2, size_t n) nogil
+    int64_t aq_extents(int fd, int64_t start, int64_t end, int64_t *out, int max) nogil
     int aq_blk_range(int fd, unsigned long op, int64_t off, int64_t n) nogil
     int64_t aq_result(int64_t ret) nogil
     int fsync(int fd) nogil

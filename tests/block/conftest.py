@@ -8,11 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import aioqemu
+from aioqemu._engine import backends
+
+if TYPE_CHECKING:
+    import aioqemu
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -51,11 +54,12 @@ def direct(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(params=["io_uring", "linux_aio", "threads"])
-def engine(request: pytest.FixtureRequest, fdmon: str, direct: bool) -> str:
-    """Each engine that can serve the file on the backend under test."""
+def engine(request: pytest.FixtureRequest, direct: bool) -> str:
+    """Each engine that can serve the file."""
     name: str = request.param
-    if name == "io_uring" and fdmon != "io_uring":
-        pytest.skip("the io_uring engine is the loop's own ring")
+    refusal = backends.uring_refusal()
+    if name == "io_uring" and refusal is not None:
+        pytest.skip(str(refusal))
     if name == "linux_aio" and not direct:
         pytest.skip("Linux AIO is for direct files")
     return name

@@ -181,10 +181,10 @@ def test_a_full_disk(run: Any, small: Path, engine: str, direct: bool) -> None:
                 exc = request.exception()
                 written[offset] = exc is None
                 assert exc is None or exc.errno == errno.ENOSPC
-            try:
-                await blk.flush()
-            except OSError as exc:
-                assert exc.errno in (errno.ENOSPC, errno.EIO)
+            flush = blk.flush()
+            await asyncio.wait([flush])
+            error = flush.exception()
+            assert error is None or error.errno in (errno.ENOSPC, errno.EIO)
             return written
 
     written = run(main())

@@ -23,7 +23,7 @@ _lengths = st.integers(0, 5000) | st.integers(0, 8).map(lambda i: i * 512)
 
 
 class Machine(RuleBasedStateMachine):
-    """Overlapping requests are never in flight together: their order is not promised."""
+    """No overlapping requests are in flight together: their order is not promised."""
 
     fdmon = engine = "?"
     direct = False

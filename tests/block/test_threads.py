@@ -11,19 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.procs import run_script
 
-import aioqemu
-from aioqemu._block.request import (
-    BlockRequest,
-    BlockService,
-    Engine,
-    Kind,
-    Op,
-    service_of,
-)
+from aioqemu._block.request import BlockRequest, Engine, Kind
+from aioqemu._block.service import BlockService, Op, service_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    import aioqemu
 
 _AT_FDCWD = -100
 
