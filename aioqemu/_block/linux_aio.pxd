@@ -21,6 +21,7 @@ cdef class LinuxAio:
     cdef int efd
     cdef AioHandler *node
     cdef JobQueue queue              # not with the kernel yet
+    cdef int n_queued
     cdef int in_kernel
     cdef aq_iocb cbs[AIO_DEPTH]      # the kernel copies them at submission
     cdef aq_iocb *list[AIO_DEPTH]

@@ -74,11 +74,13 @@ cdef class LinuxAio:
     cdef void add(self, AioJob *job) noexcept:
         job.state = JOB_QUEUED
         job_push(&self.queue, job)
+        self.n_queued += 1
 
     cdef bint cancel(self, AioJob *job) noexcept:
         if job.state != JOB_QUEUED:
             return False
         job_unlink(&self.queue, job)
+        self.n_queued -= 1
         return True
 
     cdef int submit(self) noexcept:
@@ -113,6 +115,7 @@ cdef class LinuxAio:
                     return 0        # again when something has completed
                 job = self.queue.head
                 job_unlink(&self.queue, job)
+                self.n_queued -= 1
                 job.state = JOB_RUNNING
                 job.cqe.res = ret
                 done_push(&self.ctx.st, &job.cqe)
@@ -120,6 +123,7 @@ cdef class LinuxAio:
             for _i in range(ret):
                 job = self.queue.head
                 job_unlink(&self.queue, job)
+                self.n_queued -= 1
                 job.state = JOB_RUNNING
             self.in_kernel += ret
         return 0

@@ -22,8 +22,10 @@ cdef class RingEngine:
     cdef unsigned long thread     # the one that a private ring belongs to, or 0
     cdef AioHandler *node         # ... and what announces its completions
     cdef JobQueue pending         # for the ring, which had no room or does not exist yet
-    # Take a job, unless the ring does not work any more (False).
-    cdef bint add(self, AioJob *job) noexcept
+    cdef int prepared             # eager jobs since the last submission
+    # Take a job, unless the ring does not work any more (False).  `eager`: the disk is idle
+    # until it gets it, so a few go out before the pass ends.
+    cdef bint add(self, AioJob *job, bint eager) noexcept
     # Take it back if the kernel has it not.
     cdef bint take_back(self, AioJob *job) noexcept
     # Tell the kernel that it should end; False: there was no room, try again.

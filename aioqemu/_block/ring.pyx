@@ -60,6 +60,9 @@ from aioqemu._engine import backends
 
 cdef enum:
     FSYNC_DATASYNC = 1
+    # A disk that answers in batches would wait for the end of the pass that serves one;
+    # so much is a batch, and few enough to keep it busy.
+    EAGER_BATCH = 4
 
 # Most that one call transfers (MAX_RW_COUNT).
 cdef int64_t TRANSFER_MAX = 0x7ffff000
@@ -141,7 +144,7 @@ cdef class RingEngine:
             self.thread = here
         return True
 
-    cdef bint add(self, AioJob *job) noexcept:
+    cdef bint add(self, AioJob *job, bint eager) noexcept:
         if self.broken:
             return False
         if self.pending.head != NULL or not self._put(job):
@@ -152,6 +155,11 @@ cdef class RingEngine:
             self.ctx.wake()
         elif self.ctx.always_write:
             self.ctx.wake()
+        elif eager:
+            self.prepared += 1
+            if self.prepared >= EAGER_BATCH:
+                self.prepared = 0
+                self.mon.flush()     # a failure is met again by the wait
         return True
 
     cdef bint _put(self, AioJob *job) noexcept:
@@ -221,6 +229,7 @@ cdef class RingEngine:
     cdef int submit(self) noexcept:
         cdef AioJob *job
         cdef int err
+        self.prepared = 0
         while self.pending.head != NULL:
             job = self.pending.head
             if not self._put(job):

@@ -40,6 +40,7 @@ cdef class BlockService(Launcher):
     cdef public Py_ssize_t read_now_bytes
     cdef public int max_threads
     cdef uint64_t[5] counts          # requests given to each Engine
+    cdef int plugged                 # batches that are open
     cdef uint64_t n_now              # reads answered on the spot
     cdef int check_thread(self) except -1
     cdef BlockRequest new(self, object bs, object cb, object opaque, int op, int fd)

@@ -488,7 +488,7 @@ cdef class BlockService(Launcher):
             return self._end_soon(req, job_size(job))
         if engine == URING and self.ring is not None and ring_can(job.op):
             job.engine = URING
-            if self.ring.add(job):
+            if self.ring.add(job, req.align > 1 and not self.plugged):
                 self.counts[<int>URING] += 1
                 return 0
         if engine == AIO and self.aio is not None and (
@@ -496,6 +496,8 @@ cdef class BlockService(Launcher):
             job.engine = AIO
             self.counts[<int>AIO] += 1
             self.aio.add(job)
+            if self.aio.n_queued >= 8 and not self.plugged:
+                self.aio.submit()
             if self.ctx.always_write:
                 self.ctx.wake()
             return 0
@@ -609,6 +611,16 @@ cdef class BlockService(Launcher):
         if self.ring is not None and self.ring.private:
             self.ring.collect()
         return 0
+
+    def plug(self):
+        """Keep what is prepared until as many calls of `unplug`, or the end of the pass."""
+        self.plugged += 1
+
+    def unplug(self):
+        """Undo one `plug`; the last hands everything over."""
+        self.plugged -= 1
+        if not self.plugged:
+            self.flush()
 
     def flush(self):
         """Hand everything that was prepared to the kernel now."""

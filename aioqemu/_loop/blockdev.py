@@ -212,10 +212,11 @@ class _Async(_Device):
     @contextlib.asynccontextmanager
     async def batch(self) -> AsyncIterator[None]:
         """Requests made inside go to the kernel together, at the end at last."""
+        self._service.plug()
         try:
             yield
         finally:
-            self._service.flush()
+            self._service.unplug()
 
 
 class BlockDevice(_Async):
