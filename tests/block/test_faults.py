@@ -237,3 +237,60 @@ def test_a_block_device(run: Any, loop_device: str, engine: str, direct: bool) -
                 await blk.pwrite(b"x", 1 << 20)
 
     run(main())
+
+
+def test_the_device_beside_the_faults(run: Any, image: Path, fdmon: str) -> None:
+    data = image.read_bytes()
+
+    async def main() -> None:
+        async with block.open(image, "r+", direct=True) as blk:
+            inner = [Fault("read", error=errno.EIO, times=1)]
+            outer = [Fault("read", error=errno.ENODEV, times=1)]
+            faulty = block.faults(block.faults(blk, inner), outer)
+            assert isinstance(faulty, block.FaultyDevice)
+            assert await blk.pread(8, 8) == data[8:16]
+            for wanted in (errno.ENODEV, errno.EIO):
+                with pytest.raises(OSError, match="Errno") as caught:
+                    await faulty.pread(8, 8)
+                assert caught.value.errno == wanted
+            assert await faulty.pread(8, 8) == data[8:16]
+            # One length, one gate, one end.
+            await faulty.truncate(4096)
+            assert blk.length == faulty.length == 4096
+            assert await blk.copy_range(0, faulty, 2048, 512) == 512
+            await faulty.close()
+            assert blk.closed
+
+    run(main())
+
+
+def test_steps_meet_the_rules_of_who_asked(run: Any, image: Path, fdmon: str) -> None:
+    async def main() -> None:
+        async with block.open(image, "r+", direct=True) as blk:
+            faulty = block.faults(blk, [Fault("read", error=errno.EIO)])
+            mine, theirs = faulty.pwrite(b"x", 5), blk.pwrite(b"y", 6)
+            with pytest.raises(OSError, match="Input/output"):
+                await mine
+            assert await theirs == 1
+
+    run(main())
+
+
+def test_a_map_with_many_extents(run: Any, disk: Path, fdmon: str) -> None:
+    path = disk / "holes"
+    with path.open("wb") as f:
+        f.truncate(300 * 65536)
+        for i in range(1, 300, 2):
+            f.seek(i * 65536)
+            f.write(b"x" * 65536)
+
+    async def main() -> None:
+        async with block.open(path) as blk:
+            found = await blk.map(0, blk.length)
+            assert found == [(i * 65536, 65536, i % 2 == 1) for i in range(300)]
+            assert await blk.map(65536 + 7, 10) == [(65543, 10, True)]
+        rules = [Fault("map", error=errno.EOPNOTSUPP)]
+        async with block.faults(block.open(path), rules) as blk:
+            assert await blk.map(5, 100) == [(5, 100, True)]
+
+    run(main())

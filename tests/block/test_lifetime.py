@@ -372,3 +372,51 @@ def test_a_ring_that_is_full(uring: aioqemu.EventLoop, image: Path) -> None:
     started = time.monotonic()
     uring.run_until_complete(main())
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("outer", ["poll", "epoll"])
+def test_a_private_ring_that_is_refused_half_way(outer: str, image: Path) -> None:
+    out = run_script(
+        """
+        import asyncio, sys, aioqemu
+        from aioqemu import block
+        from support import seccomp
+
+        async def main():
+            async with block.open(sys.argv[1], "r+", engine="io_uring") as blk:
+                data = await blk.pread(512, 512)
+                seccomp.deny((int(sys.argv[3]),), 1)
+                writes = [blk.pwrite(data, 4096 * i) for i in range(100)]
+                assert await asyncio.gather(*writes) == [512] * 100
+                await blk.flush()
+                print(blk._service.stats()["requests"]["threads"] >= 101)
+
+        aioqemu.run(main(), fdmon=sys.argv[2])
+        """,
+        str(image),
+        outer,
+        str(IO_URING_ENTER),
+    )
+    assert out == "True\n"
+    data = image.read_bytes()
+    assert all(data[4096 * i :][:512] == data[:512] for i in range(100))
+
+
+def test_a_private_ring_changes_threads(image: Path) -> None:
+    loop = aioqemu.new_event_loop(fdmon="epoll")
+
+    async def main() -> bytes:
+        async with block.open(image, direct=True) as blk:
+            data: bytes = await blk.pread(8, 4096)
+            return data
+
+    got: list[bytes] = []
+    for _ in range(2):
+        thread = threading.Thread(
+            target=lambda: got.append(loop.run_until_complete(main()))
+        )
+        thread.start()
+        thread.join()
+    got.append(loop.run_until_complete(main()))
+    loop.close()
+    assert got == [(512).to_bytes(8, "big")] * 3
