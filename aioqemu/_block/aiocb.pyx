@@ -22,6 +22,7 @@ import cython
 
 from cpython.contextvars cimport PyContext_CopyCurrent
 from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t
 from libc.stdint cimport uint64_t
@@ -32,8 +33,36 @@ from aioqemu._sys.libc cimport ECANCELED
 
 from aioqemu._engine import main_context
 
+cdef extern from *:
+    """
+    /* End an iterator with a value, as `return value` of a generator does: cheaper than
+       `raise StopIteration(value)`, which makes a traceback. */
+    static inline int aq_stop_iteration(PyObject *value)
+    {
+        PyObject *exc;
+
+        if (PyTuple_Check(value) || PyExceptionInstance_Check(value)) {
+            /* would be taken for arguments, or for the exception itself */
+            exc = PyObject_CallOneArg(PyExc_StopIteration, value);
+            if (exc != NULL) {
+                PyErr_SetObject(PyExc_StopIteration, exc);
+                Py_DECREF(exc);
+            }
+        } else {
+            PyErr_SetObject(PyExc_StopIteration, value);
+        }
+        return 0;
+    }
+    static inline void aq_set_iternext(PyTypeObject *type, iternextfunc f)
+    { type->tp_iternext = f; }
+    """
+    int aq_stop_iteration(object value) noexcept
+    ctypedef PyObject *(*iternextfunc)(PyObject *) noexcept
+    void aq_set_iternext(PyTypeObject *type, iternextfunc f)
+
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
+    void Py_INCREF(PyObject *o)
 
 cdef enum:
     FREE_MAX = 128      # AIOCBs that a pool keeps, as many as a disk has in flight
@@ -260,11 +289,20 @@ cdef class _Waiting:
     """What `await` iterates over; one for each await."""
 
     cdef BlockDriverAIOCB acb
+    cdef object outcome
 
     def __iter__(self):
         return self
 
     def __next__(self):
+        # What `await` calls is _waiting_next; this is for who asks for it by name.
+        acb = self._step()
+        if acb is None:
+            raise StopIteration(self.outcome)
+        return acb
+
+    cdef object _step(self):
+        """The request to wait for, or None: it is over, and `outcome` is there."""
         cdef BlockDriverAIOCB acb = self.acb
         if acb is None:
             raise RuntimeError("the await is over")
@@ -275,7 +313,24 @@ cdef class _Waiting:
             acb._asyncio_future_blocking = True
             return acb
         self.acb = None
-        raise StopIteration(acb.result())
+        self.outcome = acb._outcome()
+        return None
+
+
+cdef PyObject *_waiting_next(PyObject *op) except? NULL:
+    cdef _Waiting self = <_Waiting>op
+    cdef object acb = self._step()
+    cdef object outcome
+    if acb is None:
+        outcome = self.outcome
+        self.outcome = None
+        aq_stop_iteration(outcome)
+        return NULL
+    Py_INCREF(<PyObject *>acb)
+    return <PyObject *>acb
+
+
+aq_set_iternext(<PyTypeObject *>_Waiting, <iternextfunc>_waiting_next)
 
 
 cdef class BlockDriverAIOCB:
@@ -617,6 +672,10 @@ cdef class BlockDriverAIOCB:
         """Whether it is over and `cancel` ended it."""
         return bool(self.done() and self.cancel_wanted)
 
+    @property
+    def _cancel_message(self):
+        return self.cancel_message      # asyncio.gather asks for it
+
     def _make_cancelled_error(self):
         # asyncio.gather asks for it.
         if self.cancel_message is None:
@@ -640,9 +699,13 @@ cdef class BlockDriverAIOCB:
             CancelledError: `cancel` ended it.
             InvalidStateError: it is in flight.
         """
-        exc = self._exception()
-        if exc is not None:
-            raise exc
+        if not self.done():
+            self._exception()        # raises
+        return self._outcome()
+
+    cdef object _outcome(self):
+        if self.result_code < 0 or self.cancel_wanted:
+            raise self._exception()
         return self.result_code
 
     def exception(self):
