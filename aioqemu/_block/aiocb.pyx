@@ -63,6 +63,9 @@ cdef extern from *:
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
     void Py_INCREF(PyObject *o)
+    bint PyCFunction_CheckExact(object o)
+    ctypedef void *PyCFunction
+    PyCFunction PyCFunction_GET_FUNCTION(object o)
 
 cdef enum:
     FREE_MAX = 128      # AIOCBs that a pool keeps, as many as a disk has in flight
@@ -71,17 +74,23 @@ cdef enum:
 cdef object running_loop = None
 cdef object CancelledError = None
 cdef object InvalidStateError = None
+cdef object finished = None
+
+# The C function that tasks give as done callback, once one was seen.
+cdef PyCFunction wakeup = NULL
 
 
-def bind_futures(get_running_loop, cancelled_error, invalid_state_error):
+def bind_futures(get_running_loop, cancelled_error, invalid_state_error, done_future):
     """Tell what asyncio's own futures use; called once by the layer that knows it.
 
     Args:
         get_running_loop: gives the running loop of the thread or None.
         cancelled_error: raised where the future was cancelled.
         invalid_state_error: raised where it has no result yet.
+        done_future: one that is over; tasks are woken with it.
     """
-    global running_loop, CancelledError, InvalidStateError
+    global running_loop, CancelledError, InvalidStateError, finished
+    finished = done_future
     running_loop = get_running_loop
     CancelledError = cancelled_error
     InvalidStateError = invalid_state_error
@@ -133,6 +142,22 @@ cdef int _deferred(BlockDriverAIOCB acb, uint64_t life) except -1:
 
 def _run_deferred(asked):
     _deferred(asked[0], asked[1])
+
+
+cdef bint _wakes_a_task(object callback):
+    """Whether it is what the C task gives as done callback.
+
+    That looks only for an error in the future it is called with, by way of slow calls if
+    it is none of asyncio's, and lets the coroutine go on, which then asks the request
+    itself: so any future that is over will do.
+    """
+    global wakeup
+    if not PyCFunction_CheckExact(callback) or finished is None:
+        return False
+    if wakeup == NULL and callback.__name__ == "task_wakeup" and (
+            type(callback.__self__).__module__ == "_asyncio"):
+        wakeup = PyCFunction_GET_FUNCTION(callback)
+    return PyCFunction_GET_FUNCTION(callback) == wakeup
 
 
 cdef class AIOPool:
@@ -600,10 +625,11 @@ cdef class BlockDriverAIOCB:
         return self._get_loop()
 
     cdef int _call_soon(self, object callback, object context) except -1:
+        cdef object told = finished if _wakes_a_task(callback) else self
         if self.loop_thread == PyThread_get_thread_ident():
-            self.loop.call_soon(callback, self, context=context)
+            self.loop.call_soon(callback, told, context=context)
         else:
-            self.loop.call_soon_threadsafe(callback, self, context=context)
+            self.loop.call_soon_threadsafe(callback, told, context=context)
         return 0
 
     cdef int _tell_waiters(self) except -1:

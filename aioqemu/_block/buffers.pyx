@@ -1,4 +1,4 @@
-"""What Python code has to ask of buffers and open files: addresses, sizes, statx."""
+"""What Python code has to ask of buffers and open files: addresses, statx."""
 
 from cpython.buffer cimport PyBUF_SIMPLE
 from cpython.buffer cimport PyBUF_WRITABLE
@@ -28,12 +28,3 @@ def address_of(memory not None):
     address = <uintptr_t>view.buf
     PyBuffer_Release(&view)
     return address
-
-
-def size_of(memory not None):
-    """How many bytes a contiguous buffer has; TypeError or BufferError if it is none."""
-    cdef Py_buffer view
-    PyObject_GetBuffer(memory, &view, PyBUF_SIMPLE)
-    size = view.len
-    PyBuffer_Release(&view)
-    return size

@@ -6,7 +6,9 @@ the Python class above (device.py), which is asked for them.
 
 import errno
 
-from cpython.object cimport PyObject
+from cpython.buffer cimport PyBUF_SIMPLE
+from cpython.buffer cimport PyBuffer_Release
+from cpython.buffer cimport PyObject_GetBuffer
 from libc.stdint cimport int64_t
 from libc.stdint cimport uint32_t
 
@@ -20,12 +22,10 @@ from aioqemu._block.request cimport Gate
 from aioqemu._block.service cimport BlockService
 from aioqemu._sys.file cimport RWF_DSYNC
 
-from aioqemu._block.buffers import size_of
 from aioqemu._block.service import ENGINE_NAMES
 
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object obj, int *overflow) except? -1
-    int PyLong_CheckExact(PyObject *obj)
 
 
 cdef inline bint _fits(object number, int64_t *out) except -1:
@@ -33,6 +33,25 @@ cdef inline bint _fits(object number, int64_t *out) except -1:
     cdef int overflow = 0
     out[0] = PyLong_AsLongLongAndOverflow(number, &overflow)
     return overflow == 0 and out[0] >= 0
+
+
+cdef object size_of(object buffer):
+    """How many bytes a contiguous buffer has; TypeError or BufferError if it is none."""
+    cdef Py_buffer view
+    cdef Py_ssize_t size
+    if isinstance(buffer, (bytes, bytearray)):
+        return len(buffer)
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    size = view.len
+    PyBuffer_Release(&view)
+    return size
+
+
+cdef object size_of_all(list buffers):
+    cdef object total = 0
+    for buffer in buffers:
+        total += size_of(buffer)
+    return total
 
 
 cdef class DeviceCore:
@@ -128,9 +147,9 @@ cdef class DeviceCore:
             req.gate = self._gate
             if self._hook is not None:
                 service.hook_too(req, self._hook)
-        req.kind = kind
+        req.kind = <unsigned char>kind
         req.full = True
-        req.engine = self._engine
+        req.engine = <unsigned char>self._engine
         req.filename = self.path
         req.after = after
         req.align = self.request_alignment
@@ -171,7 +190,7 @@ cdef class DeviceCore:
     def preadv(self, buffers, offset):
         """Fill several buffers in order; awaiting gives the number of bytes."""
         cdef list listed = list(buffers)
-        return self.read(listed, sum(map(size_of, listed)), offset, 0, RET_COUNT, None,
+        return self.read(listed, size_of_all(listed), offset, 0, RET_COUNT, None,
                          None)
 
     def aio_preadv(self, offset, iov, int flags=0, cb=None, opaque=None):
@@ -180,7 +199,7 @@ cdef class DeviceCore:
         `iov` is one buffer or a list of them.
         """
         cdef list listed = list(iov) if isinstance(iov, (list, tuple)) else [iov]
-        return self.read(listed, sum(map(size_of, listed)), offset, flags, RET_ZERO, cb,
+        return self.read(listed, size_of_all(listed), offset, flags, RET_ZERO, cb,
                          opaque)
 
     # -- writing --------------------------------------------------------------------------
@@ -210,7 +229,7 @@ cdef class DeviceCore:
         cdef int64_t size = 0
         cdef int64_t at = 0
         cdef int flags = RWF_DSYNC if fua else 0
-        n = sum(map(size_of, buffers)) if isinstance(buffers, list) else size_of(buffers)
+        n = size_of_all(buffers) if isinstance(buffers, list) else size_of(buffers)
         if not _fits(n, &size) or not _fits(offset, &at) or self._closed or (
                 self.read_only or size > self.length or at > self.length - size
                 or self.strict_alignment):

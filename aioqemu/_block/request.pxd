@@ -31,10 +31,11 @@ cpdef enum Kind:
 cdef enum:
     IOV_MAX = 1024
 
-cdef struct ViewBox:
-    # A Py_buffer that the collector does not see: clearing it would let go of memory that
-    # the kernel may still write.
-    Py_buffer view
+cdef struct Cut:
+    # A submission that was made short on purpose.
+    iovec part
+    iovec *iov                   # what it was cut from
+    int niov
 
 cdef class BlockPool(AIOPool):
     pass
@@ -74,26 +75,25 @@ cdef class BlockRequest(BlockDriverAIOCB):
     cdef Gate gate
     cdef PyObject *before            # in the service's list of requests in flight
     cdef PyObject *behind
-    cdef bint linked                 # ... which holds a reference
-    cdef bint entered                # counted by the gate
-    cdef bint full                   # a transfer that ends early goes on
-    cdef bint kernel_has             # cancelled, and the kernel has not been told yet
-    cdef int engine
-    cdef int kind                    # what result() gives
-    cdef int retries
+    # Small types: the whole object fits into the 512 bytes of the fast allocator.
+    cdef unsigned char linked        # ... which holds a reference
+    cdef unsigned char entered       # counted by the gate
+    cdef unsigned char full          # a transfer that ends early goes on
+    cdef unsigned char kernel_has    # cancelled, and the kernel has not been told yet
+    cdef unsigned char engine
+    cdef unsigned char kind          # what result() gives
+    cdef unsigned short retries
     cdef int64_t align               # of the file, 1 if it does not matter
     cdef int64_t moved
     cdef int64_t total               # what the kernel is asked for
     cdef int64_t head                # bytes of it before what the user wants
     cdef int64_t wanted              # bytes that the user wants
-    cdef iovec cut                   # a submission that was made short on purpose,
-    cdef iovec *cut_from             # and what it was cut from
-    cdef int cut_niov
+    cdef Cut *cut
     cdef char *bounce                # aligned memory used instead of the user's
-    cdef iovec *iov_heap
-    cdef Py_buffer *views            # &one_view, or on the heap
+    # On the heap, where the collector does not see them: clearing one would let go of
+    # memory that the kernel may still write. The iovecs of several lie behind them.
+    cdef Py_buffer *views
     cdef Py_ssize_t n_views
-    cdef ViewBox one_view
     cdef object value                # result, or what must live as long as the request
     cdef object hook                 # hook(request) before each submission; faults
     cdef object after                # after(ret) -> ret before the completion is told
@@ -107,6 +107,7 @@ cdef class BlockRequest(BlockDriverAIOCB):
     cdef int take_buffer(self, object buffer, bint writable) except -1
     cdef int take_buffers(self, object buffers, bint writable) except -1
     # Use aligned memory of our own where the caller's does not do.
+    cdef int _make_room(self, Py_ssize_t n) except -1
     cdef int align_memory(self, int64_t mem_align) except -1
     cdef int _bounce(self, Py_ssize_t mem_align) except -1
     cdef void zero_memory(self) noexcept

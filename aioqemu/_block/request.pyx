@@ -18,10 +18,11 @@ from cpython.buffer cimport PyBUF_WRITABLE
 from cpython.buffer cimport PyBuffer_Release
 from cpython.buffer cimport PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_CheckExact
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
 from libc.stdint cimport uintptr_t
-from libc.stdlib cimport calloc
 from libc.stdlib cimport free
 from libc.stdlib cimport malloc
 from libc.string cimport memcpy
@@ -173,10 +174,11 @@ cdef int job_done(void *opaque) except -1:
     cdef Launcher service = req.service
     cdef bint ending = req.asked or service.closing
     req.job.state = JOB_IDLE
-    if req.cut_from != NULL:
-        req.job.iov = req.cut_from
-        req.job.niov = req.cut_niov
-        req.cut_from = NULL
+    if req.cut != NULL:
+        req.job.iov = req.cut.iov
+        req.job.niov = req.cut.niov
+        free(req.cut)
+        req.cut = NULL
     if ret == -EINTR or ret == -EAGAIN:
         if ending:
             ret = -ECANCELED
@@ -272,37 +274,48 @@ cdef class BlockRequest(BlockDriverAIOCB):
         self.total = self.wanted = n
         return 0
 
+    cdef int _make_room(self, Py_ssize_t n) except -1:
+        self.views = <Py_buffer *>malloc(n * (sizeof(Py_buffer) + sizeof(iovec)))
+        if self.views == NULL:
+            raise MemoryError()
+        return 0
+
     cdef int take_buffer(self, object buffer, bint writable) except -1:
-        PyObject_GetBuffer(buffer, &self.one_view.view,
-                           PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
-        self.views = &self.one_view.view
-        self.n_views = 1
-        self.job.one.iov_base = self.one_view.view.buf
-        self.job.one.iov_len = <size_t>self.one_view.view.len
-        self.job.iov = &self.job.one
+        cdef iovec *iov = &self.job.one
+        if not writable and PyBytes_CheckExact(buffer):
+            self.value = buffer      # nobody can change it: held, no more
+            iov.iov_base = PyBytes_AS_STRING(buffer)
+            iov.iov_len = <size_t>PyBytes_GET_SIZE(buffer)
+        else:
+            self._make_room(1)
+            PyObject_GetBuffer(buffer, self.views,
+                               PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
+            self.n_views = 1
+            iov.iov_base = self.views.buf
+            iov.iov_len = <size_t>self.views.len
+        self.job.iov = iov
         self.job.niov = 1
-        self.total = self.wanted = self.one_view.view.len
+        self.total = self.wanted = <int64_t>iov.iov_len
         return 0
 
     cdef int take_buffers(self, object buffers, bint writable) except -1:
         cdef Py_ssize_t i
         cdef Py_ssize_t n = len(buffers)
         cdef int how = PyBUF_WRITABLE if writable else PyBUF_SIMPLE
+        cdef iovec *iov
         if n == 0:
             return 0
         if n == 1:
             return self.take_buffer(buffers[0], writable)
-        self.views = <Py_buffer *>calloc(n, sizeof(Py_buffer))
-        self.iov_heap = <iovec *>malloc(n * sizeof(iovec))
-        if self.views == NULL or self.iov_heap == NULL:
-            raise MemoryError()
+        self._make_room(n)
+        iov = <iovec *>(self.views + n)
         for i in range(n):
             PyObject_GetBuffer(buffers[i], &self.views[i], how)
             self.n_views = i + 1
-            self.iov_heap[i].iov_base = self.views[i].buf
-            self.iov_heap[i].iov_len = <size_t>self.views[i].len
+            iov[i].iov_base = self.views[i].buf
+            iov[i].iov_len = <size_t>self.views[i].len
             self.total += self.views[i].len
-        self.job.iov = self.iov_heap
+        self.job.iov = iov
         self.job.niov = <int>n
         self.wanted = self.total
         return 0
@@ -337,9 +350,10 @@ cdef class BlockRequest(BlockDriverAIOCB):
         self.bounce = <char *>memory
         self.head = self.job.offset - start
         if self.job.op == OP_WRITE:
-            for i in range(self.n_views):
-                memcpy(self.bounce + place, self.views[i].buf, <size_t>self.views[i].len)
-                place += self.views[i].len
+            for i in range(self.job.niov):
+                memcpy(self.bounce + place, self.job.iov[i].iov_base,
+                       self.job.iov[i].iov_len)
+                place += <int64_t>self.job.iov[i].iov_len
         self.job.offset = start
         self.total = end - start
         self.job.one.iov_base = self.bounce
@@ -356,19 +370,18 @@ cdef class BlockRequest(BlockDriverAIOCB):
     cdef void drop_memory(self) noexcept:
         cdef Py_ssize_t i
         cdef Py_buffer *views = self.views
-        cdef Py_ssize_t n = self.n_views
-        self.views = NULL
-        self.n_views = 0
-        for i in range(n):
-            PyBuffer_Release(&views[i])
-        if views != &self.one_view.view:
+        if views != NULL:
+            self.views = NULL
+            for i in range(self.n_views):
+                PyBuffer_Release(&views[i])
+            self.n_views = 0
             free(views)
-        if self.iov_heap != NULL:
-            free(self.iov_heap)
-            self.iov_heap = NULL
         if self.bounce != NULL:
             free(self.bounce)
             self.bounce = NULL
+        if self.cut != NULL:
+            free(self.cut)
+            self.cut = NULL
 
     # -- the end --------------------------------------------------------------------------
 
@@ -405,11 +418,15 @@ cdef class BlockRequest(BlockDriverAIOCB):
             self.value = None
         elif self.kind == RET_COUNT:
             ret = self.wanted
+            self.value = None
         elif self.kind == RET_BYTES:
             if not self.full and ret < len(self.value):
                 self.value = self.value[:ret]
         elif self.kind == RET_ZERO or self.kind == RET_NONE:
             ret = 0
+            self.value = None
+        elif self.kind == RET_INT:
+            self.value = None
         elif self.kind == RET_VALUE and callable(self.value):
             try:
                 self.value = self.value(ret)

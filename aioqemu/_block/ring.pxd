@@ -37,6 +37,6 @@ cdef class RingEngine:
     cdef int settle(self, int limit_ms) noexcept
     cdef int stop(self, bint child) noexcept
     cdef bint _ready(self) noexcept
-    cdef bint _put(self, AioJob *job) noexcept
+    cdef bint _put(self, AioJob *job, bint eager) noexcept
     cdef int _take_done(self) noexcept
     cdef void _break(self, int err) noexcept

@@ -29,6 +29,7 @@ from aioqemu._block.job cimport OP_WRITE
 from aioqemu._block.job cimport AioJob
 from aioqemu._block.job cimport job_niov
 from aioqemu._block.job cimport job_push
+from aioqemu._block.job cimport job_size
 from aioqemu._block.job cimport job_unlink
 from aioqemu._engine.context cimport AioContext
 from aioqemu._engine.lists cimport done_pop
@@ -63,6 +64,10 @@ cdef enum:
     # A disk that answers in batches would wait for the end of the pass that serves one;
     # so much is a batch, and few enough to keep it busy.
     EAGER_BATCH = 4
+    # Through the page cache the kernel copies while it submits, on our time: from this size
+    # on a thread of its own does it.
+    ASYNC_BYTES = 128 * 1024
+    IOSQE_ASYNC = 1 << 4
 
 # Most that one call transfers (MAX_RW_COUNT).
 cdef int64_t TRANSFER_MAX = 0x7ffff000
@@ -147,7 +152,7 @@ cdef class RingEngine:
     cdef bint add(self, AioJob *job, bint eager) noexcept:
         if self.broken:
             return False
-        if self.pending.head != NULL or not self._put(job):
+        if self.pending.head != NULL or not self._put(job, eager):
             if self.broken:
                 return False
             job.state = JOB_PENDING
@@ -162,7 +167,7 @@ cdef class RingEngine:
                 self.mon.flush()     # a failure is met again by the wait
         return True
 
-    cdef bint _put(self, AioJob *job) noexcept:
+    cdef bint _put(self, AioJob *job, bint eager) noexcept:
         cdef aq_sqe *sqe
         cdef int op = job.op
         cdef int64_t n
@@ -185,6 +190,8 @@ cdef class RingEngine:
                 sqe.len = <uint32_t>job_niov(job)
             sqe.off = <uint64_t>job.offset
             sqe.op_flags = job.flags
+            if not eager and job_size(job) >= ASYNC_BYTES:
+                sqe.flags = IOSQE_ASYNC
         elif op == OP_FDATASYNC:
             sqe.op_flags = FSYNC_DATASYNC
         elif op == OP_FALLOCATE:
@@ -232,7 +239,7 @@ cdef class RingEngine:
         self.prepared = 0
         while self.pending.head != NULL:
             job = self.pending.head
-            if not self._put(job):
+            if not self._put(job, False):
                 break
             job_unlink(&self.pending, job)
         if self.private and self.thread != 0 and not self.broken:

@@ -18,7 +18,7 @@ from cpython.buffer cimport PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport int64_t
 from libc.stdint cimport uint32_t
-from libc.stdlib cimport calloc
+from libc.stdlib cimport malloc
 
 from aioqemu._block.aiocb cimport ACB_IN_FLIGHT
 from aioqemu._block.job cimport JOB_IDLE
@@ -41,6 +41,7 @@ from aioqemu._block.request cimport THREADS
 from aioqemu._block.request cimport URING
 from aioqemu._block.request cimport BlockPool
 from aioqemu._block.request cimport BlockRequest
+from aioqemu._block.request cimport Cut
 from aioqemu._block.request cimport Gate
 from aioqemu._block.request cimport job_done
 from aioqemu._block.ring cimport RingEngine
@@ -234,9 +235,9 @@ cdef class BlockService(Launcher):
             RuntimeError: not in the context's thread, or the context is closed.
         """
         cdef BlockRequest req = self.new(bs, cb, opaque, op, fd)
-        req.kind = kind
+        req.kind = <unsigned char>kind
         req.full = full
-        req.engine = engine
+        req.engine = <unsigned char>engine
         req.gate = gate
         req.filename = filename
         req.after = after
@@ -295,8 +296,8 @@ cdef class BlockService(Launcher):
         """Do anything else with a file: sync, fallocate, truncate, statx, open, close."""
         cdef BlockRequest req = self.new(bs, cb, opaque, op, fd)
         self.hook_too(req, hook)
-        req.kind = kind
-        req.engine = engine
+        req.kind = <unsigned char>kind
+        req.engine = <unsigned char>engine
         req.gate = gate
         req.filename = filename
         req.after = after
@@ -322,9 +323,7 @@ cdef class BlockService(Launcher):
                 return req
             req.job.path = PyBytes_AS_STRING(path)
         if path is not None or out is not None:
-            req.views = <Py_buffer *>calloc(2, sizeof(Py_buffer))
-            if req.views == NULL:
-                raise MemoryError()
+            req._make_room(2)
         if path is not None:
             PyObject_GetBuffer(path, &req.views[0], PyBUF_SIMPLE)
             req.n_views = 1
@@ -368,7 +367,7 @@ cdef class BlockService(Launcher):
         """
         cdef BlockRequest req = self.new(bs, cb, opaque, OP_FAIL, -1)
         self.hook_too(req, hook)
-        req.kind = kind
+        req.kind = <unsigned char>kind
         req.wanted = wanted
         req.value = value
         req.full = True
@@ -454,12 +453,16 @@ cdef class BlockService(Launcher):
         n = n if n > req.align else req.align
         if req.job.niov < 1 or not 0 < n < <int64_t>req.job.iov.iov_len:
             return
-        if req.cut_from == NULL:
-            req.cut_from = req.job.iov
-            req.cut_niov = req.job.niov
-        req.cut.iov_base = req.cut_from.iov_base
-        req.cut.iov_len = <size_t>n
-        req.job.iov = &req.cut
+        if req.cut != NULL:
+            return
+        req.cut = <Cut *>malloc(sizeof(Cut))
+        if req.cut == NULL:
+            raise MemoryError()
+        req.cut.iov = req.job.iov
+        req.cut.niov = req.job.niov
+        req.cut.part.iov_base = req.job.iov.iov_base
+        req.cut.part.iov_len = <size_t>n
+        req.job.iov = &req.cut.part
         req.job.niov = 1
 
     cdef int _end_soon(self, BlockRequest req, int ret) noexcept:

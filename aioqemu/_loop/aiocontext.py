@@ -282,4 +282,21 @@ class _Flush:
 
 
 main_context.factory = AioContext
-aiocb.bind_futures(_get_running_loop, asyncio.CancelledError, asyncio.InvalidStateError)
+
+
+class _NoLoop:
+    """All that a future asks of its loop when it is made and at once over."""
+
+    def get_debug(self) -> bool:
+        return False
+
+
+_done_future: asyncio.Future[None] = asyncio.Future(loop=_NoLoop())  # type: ignore[arg-type]
+_done_future.set_result(None)
+
+aiocb.bind_futures(
+    _get_running_loop,
+    asyncio.CancelledError,
+    asyncio.InvalidStateError,
+    _done_future,
+)
