@@ -1,92 +1,13 @@
-"""LoopCore: what the native transports need of the loop.  Home thread, GIL held."""
+"""LoopCore: the whole native part of a loop.  Home thread, GIL held."""
 
-from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 from libc.stdint cimport uint64_t
 
-from aioqemu._engine.context cimport AioContext
-from aioqemu._engine.types cimport AioHandler
-from aioqemu._engine.types cimport AioTimer
-from aioqemu._loop.layouts cimport AqHandleObject
+from aioqemu._loop.fds cimport LoopFds
 
-cdef enum:
-    SCRATCH_SIZE = 256 * 1024
-
-ctypedef int (*FlushCallback)(void *owner) except -1
-
-cdef struct FlushNode:
-    # Somebody with output to send when the running callback returns.
-    FlushNode *next
-    FlushCallback flush
-    void *owner              # one reference while linked
-    bint linked
-
-cdef class FdWatch:
-    # What add_reader and add_writer registered for one fd.
-    cdef LoopCore loop
-    cdef AioHandler *node
-    cdef object reader       # Handle or None
-    cdef object writer
-    cdef object fileobj      # what the fd was told by, if not by its number
-    # Of sock_recv and its like: see LoopCore._watch_sock.
-    cdef object sock         # weak reference of the socket that waited here; or None
-    cdef bint idle           # still watched, for nobody
-    cdef bint doubted        # in `doubtful`
-    cdef Py_ssize_t waits    # so many began without a change of what is watched
-    cdef Py_ssize_t doubted_at
-
-cdef class LoopCore:
-    cdef readonly AioContext context
-    cdef PyObject *ready_head      # Handles, linked by `next`, each with a reference
-    cdef PyObject *ready_tail
-    cdef readonly Py_ssize_t _n_ready
-    cdef uint64_t callbacks
+cdef class LoopCore(LoopFds):
     cdef uint64_t passes
-    cdef bint stopping
-    cdef bint closed
-    cdef bint debug
-    cdef bint in_pass              # output waits for the end of the callback
-    cdef unsigned long thread      # ident of the running thread, 0 if not running
     cdef int blind_passes          # passes since the last look at the fds
     cdef int64_t last_look_ns
-    cdef FlushNode *flush_head
-    cdef FlushNode *flush_tail
-    cdef char *scratch_buffer
-    cdef dict transports           # fd -> weak reference of the transport that has it
-    cdef bint leaves_armed         # sock_* leave their fd watched after a wait
-    cdef list doubtful             # FdWatches that wait on trust
-    cdef AioTimer doubt_timer
-    cdef public double slow_callback_duration
-    cdef public object _current_handle
-    cdef object __weakref__
 
-    # Queue a handle; takes a reference.
-    cdef int append(self, PyObject *handle) except -1
-    # call_soon for our own code: no checks, no debug traceback.
-    cdef int soon(self, object callback, PyObject *a, PyObject *b, object context) except -1
-    # Have node.flush(owner) called when the running callback returns, or now.
-    cdef int flush_later(self, FlushNode *node, FlushCallback flush, object owner) except -1
-    cdef int flush_cancel(self, FlushNode *node) noexcept
-    cdef int flush_all(self) except -1
-    # Whether this process is a forked child of the loop's.
-    cdef bint in_child(self) noexcept
-    # A buffer of SCRATCH_SIZE bytes, valid until the next call of anything.
-    cdef char *scratch(self) except NULL
-    # Call protocol code: an exception that is set goes to the exception handler, but for
-    # KeyboardInterrupt and SystemExit, which stay set (-1).
-    cdef int handle_failed(self, object handle) except -1
-
-    cdef int _drop_ready(self) noexcept
-    cdef int _check_closed_(self) except -1
-    cdef int _check_debug(self, object callback, str method) except -1
-    cdef int _run_ready(self) except -1
-    cdef int _run_debug(self, PyObject *handle) except -1
     cdef int _pass(self) except -1
-    cdef int _renew(self) except -1
-    cdef object _call_at(self, double when, object callback, tuple args, object context)
-    cdef FdWatch _watch_of(self, object fileobj)
-    cdef object _set_watch(self, object fileobj, bint writer, object callback, tuple args,
-                           bint socket)
-    cdef int _drop_idle(self, AioHandler *node) except -1
-    cdef int _doubt(self, FdWatch watch) except -1
-    cdef bint _drop_watch(self, object fileobj, bint writer) except -1

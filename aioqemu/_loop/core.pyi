@@ -12,10 +12,6 @@ from .aiocontext import AioContext
 _Ts = TypeVarTuple("_Ts")
 
 @disjoint_base
-class FdWatch:
-    def __init__(self, *args: object, **kwargs: object) -> None: ...
-
-@disjoint_base
 class LoopCore:
     slow_callback_duration: float
     _current_handle: Any

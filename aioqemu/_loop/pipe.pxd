@@ -1,6 +1,6 @@
 """ReadPipeTransport and WritePipeTransport: pipe-like files as asyncio transports."""
 
-from aioqemu._loop.core cimport FlushNode
+from aioqemu._loop.callbacks cimport FlushNode
 from aioqemu._loop.core cimport LoopCore
 from aioqemu._loop.flow cimport OutQueue
 from aioqemu._loop.shims cimport ReadTransportBase

@@ -20,7 +20,7 @@ from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
 from cpython.ref cimport Py_INCREF
 
-from aioqemu._loop.core cimport SCRATCH_SIZE
+from aioqemu._loop.callbacks cimport SCRATCH_SIZE
 from aioqemu._loop.core cimport LoopCore
 from aioqemu._loop.flow cimport FLUSH_SIZE
 from aioqemu._loop.flow cimport HIGH_WATER

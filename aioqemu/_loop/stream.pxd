@@ -1,6 +1,6 @@
 """StreamTransport: a connected stream socket as an asyncio transport."""
 
-from aioqemu._loop.core cimport FlushNode
+from aioqemu._loop.callbacks cimport FlushNode
 from aioqemu._loop.flow cimport OutQueue
 from aioqemu._loop.transport cimport SocketTransport
 

@@ -27,7 +27,7 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
 from aioqemu._loop.address cimport address_name
-from aioqemu._loop.core cimport SCRATCH_SIZE
+from aioqemu._loop.callbacks cimport SCRATCH_SIZE
 from aioqemu._loop.core cimport LoopCore
 from aioqemu._loop.flow cimport FLUSH_SIZE
 from aioqemu._loop.flow cimport MAX_IOV

@@ -1,0 +1,430 @@
+"""LoopCallbacks: the queue of callbacks, asyncio's timers, output at the end of a callback.
+
+Knows neither fds nor when a pass is made.  Invariant: the ready queue is strictly FIFO, a
+handle is in it once, and what is taken off it is off before its callback runs.
+"""
+
+import asyncio
+import sys
+
+from cpython.mem cimport PyMem_RawFree
+from cpython.mem cimport PyMem_RawMalloc
+from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_XDECREF
+from cython cimport embedsignature
+from libc.math cimport ceil
+from libc.math cimport isnan
+from libc.stdint cimport int64_t
+from libc.stdint cimport uint32_t
+
+from aioqemu._engine.core cimport fork_generation
+from aioqemu._engine.timers cimport TimerHeap
+from aioqemu._loop.handles cimport HANDLE_CANCELLED
+from aioqemu._loop.handles cimport HANDLE_QUEUED
+from aioqemu._loop.handles cimport HANDLE_SHARED
+from aioqemu._loop.handles cimport Handle
+from aioqemu._loop.handles cimport TimerHandle
+from aioqemu._loop.handles cimport handle_call
+from aioqemu._loop.handles cimport new_handle
+from aioqemu._loop.handles cimport new_timer_handle
+from aioqemu._loop.layouts cimport AqHandleObject
+from aioqemu._loop.layouts cimport AqTimerObject
+from aioqemu._sys.atomic cimport aq_load
+from aioqemu._sys.atomic cimport aq_prefetch
+from aioqemu._sys.libc cimport aq_now_ns
+
+from aioqemu._loop.private import (
+    extract_stack,
+    format_callback_source,
+    iscoroutinefunction,
+    logger,
+)
+
+cdef object _unset = object()
+cdef object _Future = asyncio.Future
+cdef int64_t NEVER_NS = 0x7fffffffffffffff
+# Whether a handle's methods may be called from other threads, as far as asyncio promises.
+cdef bint _handles_shared = sys.version_info >= (3, 14)
+
+
+cdef int _raise_current() except -1:
+    return -1       # the exception is set already
+
+
+cdef int _timer_due(void *opaque) except -1:
+    # An asyncio timer only queues its handle: callbacks run in the order of the queue.
+    cdef AqHandleObject *h = <AqHandleObject *>opaque
+    cdef LoopCallbacks loop = <LoopCallbacks>h.loop
+    loop.append(<PyObject *>opaque)
+    return 0
+
+
+cdef int64_t _deadline_ns(double when) noexcept:
+    """The first ns at which `time()` is not before `when`."""
+    cdef int64_t ns
+    if isnan(when):
+        return 0
+    when = when * 1e9
+    if when >= 9.2e18:
+        return NEVER_NS
+    if when <= -9.2e18:
+        return -NEVER_NS
+    ns = <int64_t>ceil(when)
+    return ns
+
+
+cdef class LoopCallbacks:
+    """The part of a loop that queues callbacks, arms timers and keeps output."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.ready_head = self.ready_tail = NULL
+        self.flush_head = self.flush_tail = NULL
+        self.scratch_buffer = NULL
+        self.closed = True          # until the loop has a context
+        self.slow_callback_duration = 0.1
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.scratch_buffer)
+        self._drop_ready()
+
+    cdef int _drop_ready(self) noexcept:
+        cdef PyObject *op
+        while self.ready_head != NULL:
+            op = self.ready_head
+            self.ready_head = (<AqHandleObject *>op).next
+            (<AqHandleObject *>op).next = NULL
+            (<AqHandleObject *>op).flags &= ~<uint32_t>HANDLE_QUEUED
+            Py_XDECREF(op)
+        self.ready_tail = NULL
+        self._n_ready = 0
+        return 0
+
+    # -- state --------------------------------------------------------------------------
+
+    cdef int _check_closed_(self) except -1:
+        if self.closed:
+            raise RuntimeError("Event loop is closed")
+        return 0
+
+    def _check_closed(self):
+        self._check_closed_()
+
+    def _check_thread(self):
+        if self.thread != 0 and self.thread != PyThread_get_thread_ident():
+            raise RuntimeError(
+                "Non-thread-safe operation invoked on an event loop other "
+                "than the current one")
+
+    cdef int _check_debug(self, object callback, str method) except -1:
+        self._check_thread()
+        self._check_callback(callback, method)
+        return 0
+
+    def _check_callback(self, callback, method):
+        if asyncio.iscoroutine(callback) or iscoroutinefunction(callback):
+            raise TypeError(f"coroutines cannot be used with {method}()")
+        if not callable(callback):
+            raise TypeError(
+                f"a callable object was expected by {method}(), got {callback!r}")
+
+    @property
+    def _thread_id(self):
+        return self.thread if self.thread != 0 else None
+
+    @property
+    def _debug(self):
+        return bool(self.debug)
+
+    @property
+    def _closed(self):
+        return bool(self.closed)
+
+    @property
+    def _stopping(self):
+        return bool(self.stopping)
+
+    @property
+    def _clock_resolution(self):
+        return 1e-09
+
+    def get_debug(self):
+        """Whether the loop is in debug mode."""
+        return bool(self.debug)
+
+    def set_debug(self, enabled):
+        """Switch debug mode: slow callbacks, foreign threads and wrong callbacks show."""
+        self.debug = bool(enabled)
+
+    def is_running(self):
+        """Whether the loop is running."""
+        return self.thread != 0
+
+    def is_closed(self):
+        """Whether the loop was closed."""
+        return bool(self.closed)
+
+    def stop(self):
+        """Stop the loop after the running pass."""
+        self.stopping = True
+
+    def time(self):
+        """The loop's clock: CLOCK_MONOTONIC, in seconds."""
+        return aq_now_ns() * 1e-9
+
+    def create_future(self):
+        """Make a future of this loop."""
+        return _Future(loop=self)
+
+    # -- callbacks ----------------------------------------------------------------------
+
+    cdef int append(self, PyObject *handle) except -1:
+        cdef AqHandleObject *h = <AqHandleObject *>handle
+        if h.flags & HANDLE_QUEUED:
+            return 0
+        h.flags |= HANDLE_QUEUED
+        Py_INCREF(<object>handle)
+        h.next = NULL
+        if self.ready_tail == NULL:
+            self.ready_head = handle
+        else:
+            (<AqHandleObject *>self.ready_tail).next = handle
+        self.ready_tail = handle
+        self._n_ready += 1
+        return 0
+
+    cdef int soon(self, object callback, PyObject *a, PyObject *b, object context) except -1:
+        cdef Handle handle
+        self._check_closed_()
+        handle = new_handle(self, callback, a, b, NULL, None, context)
+        self.append(<PyObject *>handle)
+        return 0
+
+    # Up to three arguments come in without a tuple.  That is nobody's business, so the
+    # signature stands in the docstrings as CPython's own functions have it there.
+    @embedsignature(False)
+    def call_soon(self, callback, _a=_unset, _b=_unset, _c=_unset, *args, context=None):
+        """call_soon($self, callback, *args, context=None)\n--\n
+        Call `callback(*args)` in the next pass, in order (`loop.call_soon`).
+        """
+        cdef Handle handle
+        self._check_closed_()
+        if self.debug:
+            self._check_debug(callback, "call_soon")
+        if args:
+            args = (_a, _b, _c, *args)
+            handle = new_handle(self, callback, NULL, NULL, NULL, args, context)
+        else:
+            handle = new_handle(
+                self, callback,
+                NULL if _a is _unset else <PyObject *>_a,
+                NULL if _b is _unset else <PyObject *>_b,
+                NULL if _c is _unset else <PyObject *>_c,
+                None, context)
+        if self.debug:
+            handle._source_traceback = extract_stack(sys._getframe())
+        self.append(<PyObject *>handle)
+        return handle
+
+    @embedsignature(False)
+    def call_soon_threadsafe(self, callback, _a=_unset, _b=_unset, _c=_unset, *args,
+                             context=None):
+        """call_soon_threadsafe($self, callback, *args, context=None)\n--\n
+        `call_soon` from any thread or signal handler.
+
+        Costs a system call only if the loop sleeps.
+        """
+        cdef Handle handle
+        self._check_closed_()
+        if self.debug:
+            self._check_callback(callback, "call_soon_threadsafe")
+        if args:
+            args = (_a, _b, _c, *args)
+            handle = new_handle(self, callback, NULL, NULL, NULL, args, context)
+        else:
+            handle = new_handle(
+                self, callback,
+                NULL if _a is _unset else <PyObject *>_a,
+                NULL if _b is _unset else <PyObject *>_b,
+                NULL if _c is _unset else <PyObject *>_c,
+                None, context)
+        if self.debug:
+            handle._source_traceback = extract_stack(sys._getframe())
+        if _handles_shared:
+            (<AqHandleObject *><PyObject *>handle).flags |= HANDLE_SHARED
+        # The GIL makes the append atomic, and the loop looks at its queue with the GIL
+        # held before it announces that it may sleep; only after that must it be woken.
+        self.append(<PyObject *>handle)
+        if aq_load(&self.context.notify_me) or self.context.always_write:
+            self.context.wake()
+        return handle
+
+    cdef object _call_at(self, double when, object callback, tuple args, object context):
+        cdef TimerHandle handle = new_timer_handle(self, callback, args, context, when)
+        cdef AqTimerObject *t = <AqTimerObject *><PyObject *>handle
+        cdef TimerHeap heap = self.context.timers
+        cdef int64_t deadline = _deadline_ns(when)
+        while deadline * 1e-9 < when and deadline < NEVER_NS:
+            deadline += 1       # rounding must not make it early by `time()`
+        Py_INCREF(heap)
+        t.heap = <PyObject *>heap
+        t.timer.cb = _timer_due
+        heap.arm(&t.timer, deadline)
+        if self.debug:
+            handle._source_traceback = extract_stack(sys._getframe())
+        return handle
+
+    def call_later(self, delay, callback, *args, context=None):
+        """Call `callback(*args)` after `delay` seconds, never early."""
+        if delay is None:
+            raise TypeError("delay must not be None")
+        self._check_closed_()
+        if self.debug:
+            self._check_debug(callback, "call_at")     # as the stock loop says it
+        return self._call_at(aq_now_ns() * 1e-9 + delay, callback, args, context)
+
+    def call_at(self, when, callback, *args, context=None):
+        """Call `callback(*args)` at `when`, in seconds of `time()`, never early."""
+        if when is None:
+            raise TypeError("when cannot be None")
+        self._check_closed_()
+        if self.debug:
+            self._check_debug(callback, "call_at")
+        return self._call_at(when, callback, args, context)
+
+    cdef int handle_failed(self, object handle) except -1:
+        cdef AqHandleObject *h = <AqHandleObject *><PyObject *>handle
+        try:
+            _raise_current()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            callback = handle._callback
+            source = format_callback_source(callback, handle._args or ())
+            context = {
+                "message": f"Exception in callback {source}",
+                "exception": exc,
+                "handle": handle,
+            }
+            if h.traceback != NULL:
+                context["source_traceback"] = <object>h.traceback
+            self.call_exception_handler(context)
+        return 0
+
+    cdef int _run_debug(self, PyObject *op) except -1:
+        cdef int64_t began, took
+        handle = <object>op
+        self._current_handle = handle
+        try:
+            began = aq_now_ns()
+            if handle_call(<AqHandleObject *>op) < 0:
+                self.handle_failed(handle)
+            took = aq_now_ns() - began
+            if took * 1e-9 >= self.slow_callback_duration:
+                callback = handle._callback
+                owner = getattr(callback, "__self__", None)
+                what = repr(owner) if isinstance(owner, asyncio.Task) else str(handle)
+                logger.warning("Executing %s took %.3f seconds", what, took * 1e-9)
+        finally:
+            self._current_handle = None
+        return 0
+
+    cdef int _run_ready(self) except -1:
+        cdef Py_ssize_t n = self._n_ready
+        cdef PyObject *op
+        cdef AqHandleObject *h
+        while n > 0 and self.ready_head != NULL:
+            n -= 1
+            op = self.ready_head
+            h = <AqHandleObject *>op
+            self.ready_head = h.next
+            if self.ready_head == NULL:
+                self.ready_tail = NULL
+            else:
+                aq_prefetch(<char *>h.next)
+                aq_prefetch(<char *>h.next + 64)
+                aq_prefetch(<char *>h.next + 128)
+            h.next = NULL
+            h.flags &= ~<uint32_t>HANDLE_QUEUED
+            self._n_ready -= 1
+            if h.flags & HANDLE_CANCELLED:
+                Py_DECREF(<object>op)
+                continue
+            self.callbacks += 1
+            try:
+                if self.debug:
+                    self._run_debug(op)
+                elif handle_call(h) < 0:
+                    self.handle_failed(<object>op)
+            finally:
+                Py_DECREF(<object>op)
+                if self.flush_head != NULL:
+                    self.flush_all()
+        return 0
+
+    # -- output -------------------------------------------------------------------------
+
+    cdef int flush_later(self, FlushNode *node, FlushCallback flush, object owner) except -1:
+        if not self.in_pass:
+            return flush(<void *>owner)
+        if node.linked:
+            return 0
+        Py_INCREF(owner)
+        node.linked = True
+        node.next = NULL
+        node.flush = flush
+        node.owner = <void *>owner
+        if self.flush_tail == NULL:
+            self.flush_head = node
+        else:
+            self.flush_tail.next = node
+        self.flush_tail = node
+        return 0
+
+    cdef int flush_cancel(self, FlushNode *node) noexcept:
+        cdef FlushNode *before = NULL
+        cdef FlushNode *n = self.flush_head
+        if not node.linked:
+            return 0
+        while n != node:
+            before = n
+            n = n.next
+        if before == NULL:
+            self.flush_head = node.next
+        else:
+            before.next = node.next
+        if self.flush_tail == node:
+            self.flush_tail = before
+        node.linked = False
+        Py_DECREF(<object>node.owner)
+        return 0
+
+    cdef bint in_child(self) noexcept:
+        return self.context.fork_generation != fork_generation
+
+    cdef int flush_all(self) except -1:
+        cdef FlushNode *node
+        if self.in_child():
+            # The parent sends what was written before the fork.
+            while self.flush_head != NULL:
+                self.flush_cancel(self.flush_head)
+            return 0
+        while self.flush_head != NULL:
+            node = self.flush_head
+            self.flush_head = node.next
+            if self.flush_head == NULL:
+                self.flush_tail = NULL
+            node.linked = False
+            owner = <object>node.owner
+            Py_DECREF(owner)        # `owner` keeps it for the call
+            node.flush(<void *>owner)
+        return 0
+
+    cdef char *scratch(self) except NULL:
+        if self.scratch_buffer == NULL:
+            self.scratch_buffer = <char *>PyMem_RawMalloc(SCRATCH_SIZE)
+            if self.scratch_buffer == NULL:
+                raise MemoryError()
+        return self.scratch_buffer

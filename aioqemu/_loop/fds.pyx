@@ -1,0 +1,389 @@
+"""LoopFds: add_reader, add_writer and the waits of sock_recv and its like.
+
+Knows no sockets beyond what an fd is called by.  Invariant: a callback is called for the
+file that had the number when it was added, never for a later one.
+"""
+
+import sys
+from weakref import ref as _weakref
+
+from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
+from libc.limits cimport INT_MAX
+from libc.stdint cimport uint32_t
+
+from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
+from aioqemu._engine.types cimport AIO_OWNER_LOOP
+from aioqemu._engine.types cimport AIO_OWNER_TRANSPORT
+from aioqemu._engine.types cimport AioHandler
+from aioqemu._engine.types cimport TIMER_IDLE
+from aioqemu._loop.callbacks cimport LoopCallbacks
+from aioqemu._loop.handles cimport HANDLE_CANCELLED
+from aioqemu._loop.handles cimport Handle
+from aioqemu._loop.handles cimport handle_call
+from aioqemu._loop.handles cimport new_handle
+from aioqemu._loop.layouts cimport AqHandleObject
+from aioqemu._sys.classes cimport refuse_new
+from aioqemu._sys.libc cimport POLLIN
+from aioqemu._sys.libc cimport POLLOUT
+from aioqemu._sys.libc cimport aq_now_ns
+
+from aioqemu._loop.private import (
+    extract_stack,
+)
+
+cdef enum:
+    DOUBT_NS = 50000000       # a wait on trust is looked after so much later
+
+
+cdef object _number(object fileobj):
+    """The number of an int or of an object with fileno(), whatever it is."""
+    if isinstance(fileobj, int):
+        return fileobj
+    try:
+        return int(fileobj.fileno())
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"Invalid file object: {fileobj!r}") from None
+
+
+cdef int _fd_number(object fileobj) except -1:
+    """The same where it is to be watched, as selectors has it."""
+    number = _number(fileobj)
+    if number < 0:
+        raise ValueError(f"Invalid file descriptor: {number}")
+    if number > INT_MAX:
+        raise OverflowError("Python int too large to convert to C int")
+    return number
+
+
+cdef class FdWatch:
+    def __init__(self):
+        raise TypeError("use add_reader()")
+
+
+cdef int _watch_call(FdWatch watch, object handle) except -1:
+    cdef LoopFds loop = watch.loop
+    cdef AqHandleObject *h = <AqHandleObject *><PyObject *>handle
+    if h.flags & HANDLE_CANCELLED:
+        return 0
+    loop.callbacks += 1
+    if loop.debug:
+        loop._run_debug(<PyObject *>handle)
+    elif handle_call(h) < 0:
+        loop.handle_failed(handle)
+    if loop.flush_head != NULL:
+        loop.flush_all()
+    return 0
+
+
+cdef int _watch_read(void *opaque) except -1:
+    cdef FdWatch watch = <FdWatch>opaque
+    handle = watch.reader
+    if handle is not None:
+        _watch_call(watch, handle)
+    elif watch.idle:
+        watch.loop._drop_idle(watch.node)   # nobody waits for what has come
+    return 0
+
+
+cdef int _watch_write(void *opaque) except -1:
+    cdef FdWatch watch = <FdWatch>opaque
+    handle = watch.writer
+    if handle is not None:
+        _watch_call(watch, handle)
+    return 0
+
+
+cdef int _watch_lost(void *opaque) except -1:
+    cdef FdWatch watch = <FdWatch>opaque
+    watch.node = NULL
+    watch.idle = False
+    reader = watch.reader
+    writer = watch.writer
+    watch.reader = watch.writer = None
+    if reader is not None:
+        reader.cancel()
+    if writer is not None:
+        writer.cancel()
+    return 0
+
+
+cdef int _verify(void *opaque) except -1:
+    """Tell the kernel once more what those watch who have waited on trust for long."""
+    cdef LoopFds loop = <LoopFds>opaque
+    cdef list doubtful = loop.doubtful
+    cdef FdWatch watch
+    loop.doubtful = []
+    for watch in doubtful:
+        watch.doubted = False
+        if watch.node == NULL or watch.idle or watch.reader is None or loop.in_child():
+            continue
+        if watch.waits != watch.doubted_at:
+            loop._doubt(watch)          # another wait by now
+        else:
+            watch.node.armed = 0
+            loop.context.mon.update(watch.node)
+    return 0
+
+
+cdef class LoopFds(LoopCallbacks):
+    """The part of a loop that watches fds for callbacks and for sock_*."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.transports = {}
+        self.doubtful = []
+        self.doubt_timer.index = TIMER_IDLE
+        self.doubt_timer.cb = _verify
+        self.doubt_timer.opaque = <void *>self
+
+    cdef int _renew(self) except -1:
+        return self.context.check_usable()      # LoopCore knows better
+
+    def _ensure_fd_no_transport(self, fileobj):
+        """Raise RuntimeError if a transport has the fd."""
+        known = self.transports.get(_number(fileobj))
+        transport = known() if known is not None else None
+        if transport is not None and not transport.is_closing():
+            raise RuntimeError(
+                f"File descriptor {fileobj!r} is used by transport {transport!r}")
+
+    cdef FdWatch _watch_of(self, object fileobj):
+        """The watch of what is perhaps no open file any more; or None."""
+        cdef AioHandler *node
+        cdef FdWatch watch
+        number = _number(fileobj)
+        if number < 0:
+            # A file object that was closed is still known by what it was.
+            for opaque in list(self.context.owners.values()):
+                if isinstance(opaque, FdWatch):
+                    watch = <FdWatch>opaque
+                    if watch.fileobj is fileobj and fileobj is not None:
+                        return watch
+            raise ValueError(f"Invalid file descriptor: {number}")
+        if number > INT_MAX:
+            return None
+        node = self.context.lookup(number)
+        if node != NULL and node.owner == AIO_OWNER_LOOP:
+            return <FdWatch>node.opaque
+        return None
+
+    cdef object _set_watch(self, object fileobj, bint writer, object callback, tuple args,
+                           bint socket):
+        cdef FdWatch watch
+        cdef AioHandler *node
+        cdef int fd = _fd_number(fileobj)
+        cdef uint32_t mask = POLLOUT if writer else POLLIN
+        if self.in_child():
+            self._renew()
+        node = self.context.lookup(fd)
+        handle = new_handle(self, callback, NULL, NULL, NULL, args if args else None, None)
+        if self.debug:
+            (<Handle>handle)._source_traceback = extract_stack(sys._getframe())
+        if node != NULL and node.owner == AIO_OWNER_CONTEXT:
+            raise RuntimeError(
+                f"File descriptor {fd} is used by an fd handler of the AioContext")
+        if node != NULL and node.owner == AIO_OWNER_LOOP:
+            watch = <FdWatch>node.opaque
+            old = watch.writer if writer else watch.reader
+            if old is not None or self.context.mon.one_shot:
+                # The fd may have been closed and its number given out again since: what
+                # is watched must be the file that has the number now.
+                mask |= node.events
+                watch.node = NULL
+                self.context.unwatch(node)
+                watch.node = self.context.watch(
+                    fd, AIO_OWNER_LOOP, mask, _watch_read, _watch_write, watch)
+                watch.node.io_lost = _watch_lost
+            else:
+                self.context.modify(node, node.events | mask)
+            if writer:
+                watch.writer = handle
+            else:
+                watch.reader = handle
+            if old is not None:
+                old.cancel()
+            return handle
+        watch = FdWatch.__new__(FdWatch)
+        watch.loop = self
+        if not isinstance(fileobj, int):
+            watch.fileobj = fileobj
+        if writer:
+            watch.writer = handle
+        else:
+            watch.reader = handle
+        # What is known to be a socket needs not be looked at: it can be watched.
+        node = self.context.watch(
+            fd, AIO_OWNER_TRANSPORT if socket else AIO_OWNER_LOOP, mask, _watch_read,
+            _watch_write, watch)
+        node.owner = AIO_OWNER_LOOP
+        node.io_lost = _watch_lost
+        watch.node = node
+        return handle
+
+    # A task that receives in a loop waits for the same socket again and again.  Where
+    # registering an fd costs a system call it stays registered after the wait, idle: an
+    # idle node belongs to nobody, and to the first who wants the fd.  It ends when data
+    # comes that nobody waits for, when its number is watched anew, or for the wait of
+    # another socket object.  A socket whose file was exchanged below it (dup2) would wait
+    # for ever, so what waits on trust is told to the kernel again after DOUBT_NS.
+
+    def _watch_sock(self, sock, int fd, callback, *args):
+        """`_add_reader` for one wait of a socket's owner; end it by `_unwatch_sock`."""
+        cdef AioHandler *node
+        cdef FdWatch watch
+        self._check_closed_()
+        node = self.context.lookup(fd)
+        if node != NULL and node.owner == AIO_OWNER_TRANSPORT and not self.in_child():
+            opaque = <object>node.opaque
+            if type(opaque) is FdWatch and (<FdWatch>opaque).idle:
+                watch = <FdWatch>opaque
+                if watch.sock() is sock and not node.queued:
+                    handle = new_handle(self, callback, NULL, NULL, NULL, args, None)
+                    if self.debug:
+                        handle._source_traceback = extract_stack(sys._getframe())
+                    node.owner = AIO_OWNER_LOOP
+                    watch.idle = False
+                    watch.reader = handle
+                    watch.waits += 1
+                    if not watch.doubted:
+                        self._doubt(watch)
+                    return handle
+        return self._set_watch(fd, False, callback, args, True)
+
+    def _unwatch_sock(self, sock, int fd, handle, bint again):
+        """End a wait of `_watch_sock`; `again` if the next may well be for the same."""
+        cdef AioHandler *node = self.context.lookup(fd)
+        cdef FdWatch watch
+        if self.closed or node == NULL or node.owner != AIO_OWNER_LOOP:
+            return
+        watch = <FdWatch>node.opaque
+        if watch.reader is not handle:
+            return      # somebody else's by now, perhaps under its next owner
+        if (again and self.leaves_armed and watch.writer is None and not node.queued
+                and not self.in_child() and sock.fileno() == fd):
+            if watch.sock is None or watch.sock() is not sock:
+                try:
+                    watch.sock = _weakref(sock)
+                except TypeError:
+                    watch.sock = None
+            if watch.sock is not None:
+                watch.reader = None
+                watch.idle = True
+                node.owner = AIO_OWNER_TRANSPORT
+                return
+        self._drop_watch(fd, False)
+
+    cdef int _drop_idle(self, AioHandler *node) except -1:
+        cdef FdWatch watch = <FdWatch>node.opaque
+        watch.idle = False
+        watch.node = NULL
+        return self.context.unwatch(node)
+
+    def _forget_idle(self, fileobj):
+        """Have an fd free for whoever is not the loop's; what is idle goes."""
+        cdef AioHandler *node
+        try:
+            node = self.context.lookup(_fd_number(fileobj))
+        except (ValueError, OverflowError):
+            return      # whoever wants it will say so
+        if node != NULL and node.owner == AIO_OWNER_TRANSPORT:
+            opaque = <object>node.opaque
+            if type(opaque) is FdWatch and (<FdWatch>opaque).idle:
+                self._drop_idle(node)
+
+    cdef int _doubt(self, FdWatch watch) except -1:
+        watch.doubted = True
+        watch.doubted_at = watch.waits
+        self.doubtful.append(watch)
+        if self.doubt_timer.index == TIMER_IDLE:
+            self.context.timers.arm(&self.doubt_timer, aq_now_ns() + DOUBT_NS)
+        return 0
+
+    cdef bint _drop_watch(self, object fileobj, bint writer) except -1:
+        cdef FdWatch watch = self._watch_of(fileobj)
+        cdef AioHandler *node
+        if watch is None:
+            return False
+        node = watch.node
+        if writer:
+            handle = watch.writer
+            watch.writer = None
+        else:
+            handle = watch.reader
+            watch.reader = None
+        if handle is None:
+            return False
+        if watch.reader is None and watch.writer is None:
+            watch.node = NULL
+            self.context.unwatch(node)
+        else:
+            try:
+                self.context.modify(
+                    node, POLLIN if watch.reader is not None else POLLOUT)
+            except OSError:
+                # The fd has gone; so has what the other side waited for.
+                watch.node = NULL
+                self.context.unwatch(node)
+        handle.cancel()
+        return True
+
+    def _add_reader(self, fd, callback, *args):
+        self._check_closed_()
+        return self._set_watch(fd, False, callback, args, False)
+
+    def _add_writer(self, fd, callback, *args):
+        self._check_closed_()
+        return self._set_watch(fd, True, callback, args, False)
+
+    def _remove_reader(self, fd):
+        if self.closed:
+            return False
+        return self._drop_watch(fd, False)
+
+    def _remove_writer(self, fd):
+        if self.closed:
+            return False
+        return self._drop_watch(fd, True)
+
+    def add_reader(self, fd, callback, *args):
+        """Call `callback(*args)` whenever the fd is readable.
+
+        Args:
+            fd: a file descriptor or an object with `fileno()`.
+            callback: replaces an earlier one.
+
+        Raises:
+            RuntimeError: a transport has the fd.
+            ValueError: not a file descriptor.
+            OSError: it is closed (EBADF) or cannot be watched (EPERM).
+        """
+        self._check_closed_()
+        if self.debug:
+            self._check_thread()
+        self._ensure_fd_no_transport(fd)
+        self._set_watch(fd, False, callback, args, False)
+
+    def add_writer(self, fd, callback, *args):
+        """Call `callback(*args)` whenever the fd is writable; as `add_reader`."""
+        self._check_closed_()
+        if self.debug:
+            self._check_thread()
+        self._ensure_fd_no_transport(fd)
+        self._set_watch(fd, True, callback, args, False)
+
+    def remove_reader(self, fd):
+        """Stop watching the fd for reading; whether it was."""
+        self._ensure_fd_no_transport(fd)
+        if self.closed:
+            return False
+        return self._drop_watch(fd, False)
+
+    def remove_writer(self, fd):
+        """Stop watching the fd for writing; whether it was."""
+        self._ensure_fd_no_transport(fd)
+        if self.closed:
+            return False
+        return self._drop_watch(fd, True)
+
+
+refuse_new(<PyTypeObject *>FdWatch)
