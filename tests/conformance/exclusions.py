@@ -279,6 +279,23 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         versions=((3, 14), (3, 99)),
     ),
     Exclusion(
+        "puts a mock in the place of the socket, and of the stock loop's _add_reader",
+        (
+            "test_base_events.BaseEventLoopTests.test_create_connection_happy_eyeballs",
+            "test_base_events.BaseEventLoopTests"
+            ".test_create_connection_happy_eyeballs_ipv4_only",
+        ),
+        versions=((3, 15), (3, 99)),
+    ),
+    Exclusion(
+        "compares the arguments of the stock loop's private _make_ssl_transport",
+        (
+            "test_base_events.BaseEventLoopWithSelectorTests"
+            ".test_create_connection_ssl_server_hostname_default",
+        ),
+        versions=((3, 15), (3, 99)),
+    ),
+    Exclusion(
         "looks for a Handle in the stock loop's private table of signal handlers",
         ("test_unix_events.SelectorEventLoopSignalTests.test_add_signal_handler",),
     ),
