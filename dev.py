@@ -44,7 +44,7 @@ IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 REQUIRED = ("3.11", "3.12", "3.13", "3.14")
 VERSIONS = (*REQUIRED, "3.15")
 BACKENDS = ("poll", "epoll", "io_uring")
-OWN_TESTS = ("tests/engine", "tests/loop")
+OWN_TESTS = ("tests/engine", "tests/block", "tests/loop")
 # CPython's tests that are about tasks and futures more than about a loop.
 LOOP_FREE = tuple(
     f"tests/conformance/test_cpython_{name}.py"

@@ -1,4 +1,4 @@
-"""``python -m aioqemu info``: which engine runs here, and why the others do not.
+"""``python -m aioqemu info`` and ``bench-disk``: what runs here, how fast disks are.
 
 For people and bug reports; it knows the public API and asks the loop's own stats.
 """
@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 import aioqemu
+from aioqemu import _bench_disk
 from aioqemu.params import FDMONS, wanted_fdmon
 
 
@@ -76,7 +77,11 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="show the engine, the kernel, the versions")
     info.add_argument("--json", action="store_true", help="print JSON")
+    bench = commands.add_parser("bench-disk", help="measure a disk, as qemu-img bench")
+    _bench_disk.add_arguments(bench)
     options = parser.parse_args(arguments)
+    if options.command == "bench-disk":
+        return _bench_disk.main(options)
     try:
         data = collect()
     except ValueError as exc:  # AIOQEMU_FDMON names no backend

@@ -87,3 +87,5 @@ cdef class BlockDriverAIOCB:
     cdef int _poll_until_over(self) except -1
     cdef object _get_loop(self)
     cdef object _exception(self)
+    # What result() gives once the request is over; raises what it raises.
+    cdef object _outcome(self)

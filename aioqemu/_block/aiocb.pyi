@@ -11,6 +11,7 @@ def bind_futures(
     get_running_loop: Callable[[], object],
     cancelled_error: type[BaseException],
     invalid_state_error: type[Exception],
+    done_future: object,
 ) -> None: ...
 
 @disjoint_base

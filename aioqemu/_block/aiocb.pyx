@@ -22,6 +22,7 @@ import cython
 
 from cpython.contextvars cimport PyContext_CopyCurrent
 from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t
 from libc.stdint cimport uint64_t
@@ -32,8 +33,39 @@ from aioqemu._sys.libc cimport ECANCELED
 
 from aioqemu._engine import main_context
 
+cdef extern from *:
+    """
+    /* End an iterator with a value, as `return value` of a generator does: cheaper than
+       `raise StopIteration(value)`, which makes a traceback. */
+    static inline int aq_stop_iteration(PyObject *value)
+    {
+        PyObject *exc;
+
+        if (PyTuple_Check(value) || PyExceptionInstance_Check(value)) {
+            /* would be taken for arguments, or for the exception itself */
+            exc = PyObject_CallOneArg(PyExc_StopIteration, value);
+            if (exc != NULL) {
+                PyErr_SetObject(PyExc_StopIteration, exc);
+                Py_DECREF(exc);
+            }
+        } else {
+            PyErr_SetObject(PyExc_StopIteration, value);
+        }
+        return 0;
+    }
+    static inline void aq_set_iternext(PyTypeObject *type, iternextfunc f)
+    { type->tp_iternext = f; }
+    """
+    int aq_stop_iteration(object value) noexcept
+    ctypedef PyObject *(*iternextfunc)(PyObject *) noexcept
+    void aq_set_iternext(PyTypeObject *type, iternextfunc f)
+
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
+    void Py_INCREF(PyObject *o)
+    bint PyCFunction_CheckExact(object o)
+    ctypedef void *PyCFunction
+    PyCFunction PyCFunction_GET_FUNCTION(object o)
 
 cdef enum:
     FREE_MAX = 128      # AIOCBs that a pool keeps, as many as a disk has in flight
@@ -42,17 +74,23 @@ cdef enum:
 cdef object running_loop = None
 cdef object CancelledError = None
 cdef object InvalidStateError = None
+cdef object finished = None
+
+# The C function that tasks give as done callback, once one was seen.
+cdef PyCFunction wakeup = NULL
 
 
-def bind_futures(get_running_loop, cancelled_error, invalid_state_error):
+def bind_futures(get_running_loop, cancelled_error, invalid_state_error, done_future):
     """Tell what asyncio's own futures use; called once by the layer that knows it.
 
     Args:
         get_running_loop: gives the running loop of the thread or None.
         cancelled_error: raised where the future was cancelled.
         invalid_state_error: raised where it has no result yet.
+        done_future: one that is over; tasks are woken with it.
     """
-    global running_loop, CancelledError, InvalidStateError
+    global running_loop, CancelledError, InvalidStateError, finished
+    finished = done_future
     running_loop = get_running_loop
     CancelledError = cancelled_error
     InvalidStateError = invalid_state_error
@@ -104,6 +142,22 @@ cdef int _deferred(BlockDriverAIOCB acb, uint64_t life) except -1:
 
 def _run_deferred(asked):
     _deferred(asked[0], asked[1])
+
+
+cdef bint _wakes_a_task(object callback):
+    """Whether it is what the C task gives as done callback.
+
+    That looks only for an error in the future it is called with, by way of slow calls if
+    it is none of asyncio's, and lets the coroutine go on, which then asks the request
+    itself: so any future that is over will do.
+    """
+    global wakeup
+    if not PyCFunction_CheckExact(callback) or finished is None:
+        return False
+    if wakeup == NULL and callback.__name__ == "task_wakeup" and (
+            type(callback.__self__).__module__ == "_asyncio"):
+        wakeup = PyCFunction_GET_FUNCTION(callback)
+    return PyCFunction_GET_FUNCTION(callback) == wakeup
 
 
 cdef class AIOPool:
@@ -260,11 +314,20 @@ cdef class _Waiting:
     """What `await` iterates over; one for each await."""
 
     cdef BlockDriverAIOCB acb
+    cdef object outcome
 
     def __iter__(self):
         return self
 
     def __next__(self):
+        # What `await` calls is _waiting_next; this is for who asks for it by name.
+        acb = self._step()
+        if acb is None:
+            raise StopIteration(self.outcome)
+        return acb
+
+    cdef object _step(self):
+        """The request to wait for, or None: it is over, and `outcome` is there."""
         cdef BlockDriverAIOCB acb = self.acb
         if acb is None:
             raise RuntimeError("the await is over")
@@ -275,7 +338,24 @@ cdef class _Waiting:
             acb._asyncio_future_blocking = True
             return acb
         self.acb = None
-        raise StopIteration(acb.result())
+        self.outcome = acb._outcome()
+        return None
+
+
+cdef PyObject *_waiting_next(PyObject *op) except? NULL:
+    cdef _Waiting self = <_Waiting>op
+    cdef object acb = self._step()
+    cdef object outcome
+    if acb is None:
+        outcome = self.outcome
+        self.outcome = None
+        aq_stop_iteration(outcome)
+        return NULL
+    Py_INCREF(<PyObject *>acb)
+    return <PyObject *>acb
+
+
+aq_set_iternext(<PyTypeObject *>_Waiting, <iternextfunc>_waiting_next)
 
 
 cdef class BlockDriverAIOCB:
@@ -545,10 +625,11 @@ cdef class BlockDriverAIOCB:
         return self._get_loop()
 
     cdef int _call_soon(self, object callback, object context) except -1:
+        cdef object told = finished if _wakes_a_task(callback) else self
         if self.loop_thread == PyThread_get_thread_ident():
-            self.loop.call_soon(callback, self, context=context)
+            self.loop.call_soon(callback, told, context=context)
         else:
-            self.loop.call_soon_threadsafe(callback, self, context=context)
+            self.loop.call_soon_threadsafe(callback, told, context=context)
         return 0
 
     cdef int _tell_waiters(self) except -1:
@@ -617,6 +698,10 @@ cdef class BlockDriverAIOCB:
         """Whether it is over and `cancel` ended it."""
         return bool(self.done() and self.cancel_wanted)
 
+    @property
+    def _cancel_message(self):
+        return self.cancel_message      # asyncio.gather asks for it
+
     def _make_cancelled_error(self):
         # asyncio.gather asks for it.
         if self.cancel_message is None:
@@ -640,9 +725,13 @@ cdef class BlockDriverAIOCB:
             CancelledError: `cancel` ended it.
             InvalidStateError: it is in flight.
         """
-        exc = self._exception()
-        if exc is not None:
-            raise exc
+        if not self.done():
+            self._exception()        # raises
+        return self._outcome()
+
+    cdef object _outcome(self):
+        if self.result_code < 0 or self.cancel_wanted:
+            raise self._exception()
         return self.result_code
 
     def exception(self):

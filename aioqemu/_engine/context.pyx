@@ -143,13 +143,23 @@ cdef class AioContext(AioHandlers):
 
     cdef Py_ssize_t _dispatch_done(self) except -1:
         cdef CqeHandler *cqe
+        cdef CqeHandler *last
+        cdef bint stop
         cdef Py_ssize_t n = 0
+        if self.service is not None:
+            self.service.collect()
+        # What a callback makes complete is for the next pass, or a chain of requests that
+        # complete at once would starve everything else.
+        last = self.st.done_tail
         while True:
             cqe = done_pop(&self.st)
             if cqe == NULL:
                 return n
             n += 1
-            cqe.cb(cqe.opaque)
+            stop = cqe == last
+            cqe.cb(cqe.opaque)       # its memory may be gone afterwards
+            if stop:
+                return n
 
     cdef Py_ssize_t _dispatch_context(self) except -1:
         """Ready nodes of the context itself; the number of users' ones."""
@@ -184,7 +194,7 @@ cdef class AioContext(AioHandlers):
         self.now_ns = aq_now_ns()
         if self.n_masked:
             self._unmask()
-        if self.st.done_head != NULL:
+        if self.st.done_head != NULL or self.service is not None:
             n += self._dispatch_done()
         if self.bh_list.head != NULL or self.bh_slice.head != NULL:
             n += self._run_bottom_halves()
@@ -226,6 +236,10 @@ cdef class AioContext(AioHandlers):
         if self.mon.one_shot or (self.n_foreign == 0 and self.n_masked == 0):
             return self.wait(timeout_ns)
         self._start_monitor()
+        if self.service is not None:
+            self.service.submit()
+            if self.st.done_head != NULL:
+                timeout_ns = 0
         fds = <pollfd *>PyMem_RawCalloc(len(self.owners) + 1, sizeof(pollfd))
         if fds == NULL:
             raise MemoryError()
@@ -411,6 +425,10 @@ cdef class AioContext(AioHandlers):
             self.driven -= 1
         if not self.closed and self.fork_generation == fork_generation:
             self.mon.flush()
+            if self.service is not None and self.always_write and aq_load(&self.notified):
+                # A completion was announced meanwhile: after it had been looked for, and
+                # before the notifier was drained.
+                notifier_set(self.notifier[1])
         return n > 0
 
     # -- information ------------------------------------------------------------------

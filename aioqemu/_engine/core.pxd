@@ -30,9 +30,20 @@ cdef struct AioStats:
     uint64_t notify_writes   # notifies that had to write the eventfd
     uint64_t polled_ns       # time spent in adaptive polling
 
+cdef class Service:
+    # What brings completions to a context beside its fds (the block layer).  Home thread.
+    # Hand over what waits, right before a sleep; completions may be appended to st.done.
+    cdef int submit(self) except -1
+    # Append what has completed elsewhere to st.done; right before the dispatch.
+    cdef int collect(self) noexcept
+    # The context closes: end what is in flight and let nothing come afterwards.
+    # `child`: after a fork, touch nothing that is shared.
+    cdef int shut(self, bint child) except -1
+
 cdef class AioCore:
     cdef AioState st
     cdef FdMon mon
+    cdef Service service
     cdef TimerHeap timers
     cdef AioStats counts
     cdef aq_atomic_int notified    # somebody called notify() since the last wait

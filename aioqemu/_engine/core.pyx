@@ -127,6 +127,17 @@ class _Unraisable:
         self.object = obj
 
 
+cdef class Service:
+    cdef int submit(self) except -1:
+        return 0
+
+    cdef int collect(self) noexcept:
+        return 0
+
+    cdef int shut(self, bint child) except -1:
+        return 0
+
+
 cdef class AioCore:
     """The base of a context; made as an AioContext only."""
 
@@ -163,6 +174,9 @@ cdef class AioCore:
         cdef int fd
         cdef bint child = self.fork_generation != fork_generation
         self.timers.clear()
+        if self.service is not None:
+            self.service.shut(child)
+            self.service = None
         # The monitor lets go of the fds; in a forked child it must not touch the parent's
         # epoll set or ring.
         if child:
@@ -424,6 +438,10 @@ cdef class AioCore:
         cdef bint adaptive
         self.check_usable()     # a callback of the loop may have closed it, or forked
         self._start_monitor()
+        if self.service is not None:
+            self.service.submit()
+            if self.st.done_head != NULL:
+                timeout_ns = 0
         err = self.mon.prepare()
         if err == 0:
             if timeout_ns != 0:

@@ -21,6 +21,7 @@ cdef class FdMon:
     # has_work() sees from memory alone whether there is anything to collect.
     cdef bint one_shot
     cdef readonly uint64_t submits   # requests handed to a ring
+    cdef Py_ssize_t requests         # CqeHandlers whose completion has not come
     # For outer_fd; each -1 until it is needed.
     cdef int shell            # an epoll set with nothing in it but one that may be renewed
     cdef int mirror           # an epoll set of the same fds, in the shell
@@ -52,6 +53,10 @@ cdef class FdMon:
     cdef int outer_fd(self) noexcept
     # A request of the caller's own on the ring, or NULL where there is no ring.
     cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept
+    # Wait, at most so long, until the kernel has no request of add_sqe; then 0.
+    cdef int settle(self, int64_t limit_ms) noexcept
+    # End with -EAGAIN what was prepared and never submitted, and never will be.
+    cdef void give_back(self) noexcept
     # Put an epoll set into the shell, made on first use; the shell or -errno.
     cdef int shell_around(self, int inner) noexcept
     # For backends whose own fd cannot be nested: a mirror in the shell, kept in step, and

@@ -18,6 +18,7 @@ cdef class FdMon:
         self.waiting = False
         self.one_shot = False
         self.submits = 0
+        self.requests = 0
         self.mirror = self.shell = self.mirror_extra = -1
         self.mirror_stale = False
 
@@ -120,6 +121,12 @@ cdef class FdMon:
 
     cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept:
         return NULL
+
+    cdef int settle(self, int64_t limit_ms) noexcept:
+        return 0
+
+    cdef void give_back(self) noexcept:
+        pass
 
     cdef void close(self, bint child) noexcept:  # no-cython-lint
         pass

@@ -32,9 +32,11 @@ from aioqemu._sys.libc cimport EAGAIN
 from aioqemu._sys.libc cimport EBADF
 from aioqemu._sys.libc cimport EBUSY
 from aioqemu._sys.libc cimport ECANCELED
+from aioqemu._sys.libc cimport EEXIST
 from aioqemu._sys.libc cimport EFD_CLOEXEC
 from aioqemu._sys.libc cimport EFD_NONBLOCK
 from aioqemu._sys.libc cimport EINVAL
+from aioqemu._sys.libc cimport EINTR
 from aioqemu._sys.libc cimport ENOSYS
 from aioqemu._sys.libc cimport ENOTSUP
 from aioqemu._sys.libc cimport EPOLL_CTL_ADD
@@ -43,6 +45,8 @@ from aioqemu._sys.libc cimport EPOLL_CTL_MOD
 from aioqemu._sys.libc cimport ETIME
 from aioqemu._sys.libc cimport POLLERR
 from aioqemu._sys.libc cimport POLLNVAL
+from aioqemu._sys.libc cimport aq_nap
+from aioqemu._sys.libc cimport aq_now_ns
 from aioqemu._sys.libc cimport close
 from aioqemu._sys.libc cimport errno
 from aioqemu._sys.libc cimport eventfd
@@ -153,7 +157,6 @@ cdef class FdMonUring(FdMon):
     cdef int ring_eventfd      # in the mirror, for completions that are not of fds; or -1
     cdef bint announced        # ring_eventfd is registered with the ring
     cdef int forks             # when it was made; another number: a child's copy
-    cdef int dead              # the -errno with which the ring stopped working
 
     def __cinit__(self):
         memset(&self.ring, 0, sizeof(self.ring))
@@ -162,7 +165,6 @@ cdef class FdMonUring(FdMon):
         self.one_shot = True
         self.ring_eventfd = -1
         self.forks = forks
-        self.dead = 0
 
     def __dealloc__(self):
         aq_ring_exit(&self.ring)
@@ -171,6 +173,11 @@ cdef class FdMonUring(FdMon):
         cdef int fd, err
         cdef AioHandler *node
         if self.ring.fd >= 0:
+            if self.settle(1000):
+                # Their memory is the kernel's until the thread that submitted them, and
+                # nobody else can, has let the ring go on.
+                raise RuntimeError(
+                    "requests are in flight that another thread has submitted")
             self._drop_ring()
         err = ring_open(&self.ring)
         if err < 0:
@@ -344,6 +351,7 @@ cdef class FdMonUring(FdMon):
                 handler = <CqeHandler *><uintptr_t>(cqe.user_data & ~<uint64_t>1)
                 handler.res = cqe.res
                 handler.flags = cqe.flags
+                self.requests -= 1
                 done_push(self.st, handler)
                 n += 1
                 continue
@@ -400,7 +408,45 @@ cdef class FdMonUring(FdMon):
                 # Only from here on: poll requests would signal it too, and late.
                 aq_register(&self.ring, AQ_REGISTER_EVENTFD, &self.ring_eventfd, 1)
                 self.announced = True
+            self.requests += 1
         return sqe
+
+    cdef int settle(self, int64_t limit_ms) noexcept:
+        cdef int err
+        cdef int strange = 0
+        cdef int64_t end = aq_now_ns() + limit_ms * 1000000
+        self.collect()
+        while self.requests and aq_now_ns() < end:
+            with nogil:
+                err = self.wait(10000000)
+                if err < 0 and err != -EINTR and err != -EEXIST:
+                    aq_nap()
+            self.collect()
+            if err == -EEXIST:
+                # With deferred task work nothing completes unless the ring's own thread
+                # enters it: do not wait long for what will not come.
+                self.give_back()
+                strange += 1
+                if strange > 50:
+                    break
+                with nogil:
+                    aq_nap()
+        return self.requests != 0
+
+    cdef void give_back(self) noexcept:
+        # The ring is another thread's, or refused: nothing goes out any more.
+        cdef uint32_t _i
+        cdef aq_sqe *sqe
+        cdef CqeHandler *handler
+        for _i in range(aq_sq_pending(&self.ring)):
+            self.ring.sq_local -= 1
+            sqe = &self.ring.sqes[self.ring.sq_local & self.ring.sq_mask]
+            if sqe.user_data & 1:
+                handler = <CqeHandler *><uintptr_t>(sqe.user_data & ~<uint64_t>1)
+                handler.res = -EAGAIN
+                handler.flags = 0
+                self.requests -= 1
+                done_push(self.st, handler)
 
     cdef void close(self, bint child) noexcept:  # no-cython-lint
         if self.ring.fd < 0:

@@ -200,6 +200,18 @@ class Attachment:
         for watch in list(self._watchers):
             watch()
 
+    def _on_time(self) -> None:
+        ctx = self._ctx
+        if ctx is None:
+            return
+        left_ns = ctx.timeout_ns()
+        if left_ns > 0:
+            # uvloop rounds to milliseconds, down as well: no spinning until it is time.
+            delay = max(left_ns / 1e9, 0.001)
+            self._timer = self._loop.call_later(delay, self._on_time)
+        else:
+            self._serve()
+
     def _arm(self) -> None:
         """Come back when the next timer or bottom half is due."""
         assert self._ctx is not None
@@ -210,7 +222,7 @@ class Attachment:
         if timeout_ns == 0:
             self._timer = self._loop.call_soon(self._serve)
         elif timeout_ns > 0:
-            self._timer = self._loop.call_later(timeout_ns / 1e9, self._serve)
+            self._timer = self._loop.call_later(timeout_ns / 1e9, self._on_time)
 
 
 class _Flush:
@@ -270,4 +282,21 @@ class _Flush:
 
 
 main_context.factory = AioContext
-aiocb.bind_futures(_get_running_loop, asyncio.CancelledError, asyncio.InvalidStateError)
+
+
+class _NoLoop:
+    """All that a future asks of its loop when it is made and at once over."""
+
+    def get_debug(self) -> bool:
+        return False
+
+
+_done_future: asyncio.Future[None] = asyncio.Future(loop=_NoLoop())  # type: ignore[arg-type]
+_done_future.set_result(None)
+
+aiocb.bind_futures(
+    _get_running_loop,
+    asyncio.CancelledError,
+    asyncio.InvalidStateError,
+    _done_future,
+)

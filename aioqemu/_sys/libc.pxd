@@ -151,6 +151,12 @@ cdef extern from *:
         clock_gettime(CLOCK_MONOTONIC, &ts);
         return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
     }
+    static inline void aq_nap(void)
+    {
+        struct timespec ts = {0, 1000000};
+        nanosleep(&ts, (void *)0);
+    }
     """
     int aq_epoll_pwait2(int fd, epoll_event *ev, int n, const timespec *ts) nogil
     int64_t aq_now_ns() nogil
+    void aq_nap() nogil     # a millisecond

@@ -73,6 +73,7 @@
 #define AQ_OP_STATX 21
 #define AQ_OP_READ 22
 #define AQ_OP_WRITE 23
+#define AQ_OP_FTRUNCATE 55
 
 #define AQ_SQE_CQE_SKIP_SUCCESS (1U << 6)
 #define AQ_CQE_F_MORE (1U << 1)

@@ -35,6 +35,7 @@ cdef extern from "uring.h" nogil:
         AQ_OP_STATX
         AQ_OP_READ
         AQ_OP_WRITE
+        AQ_OP_FTRUNCATE
         AQ_SQE_CQE_SKIP_SUCCESS
         AQ_CQE_F_MORE
 

@@ -1,0 +1,126 @@
+from collections.abc import Callable, Iterable
+from enum import IntFlag
+from typing import Any
+
+from typing_extensions import disjoint_base
+
+from aioqemu._block.request import BlockPool, BlockRequest, Engine, Gate, Launcher
+from aioqemu._engine.context import AioContext
+
+ENGINE_NAMES: tuple[str, ...]
+
+class Op(IntFlag):
+    READ = 0
+    WRITE = 1
+    FSYNC = 2
+    FDATASYNC = 3
+    FALLOCATE = 4
+    FTRUNCATE = 5
+    STATX = 6
+    OPENAT = 7
+    CLOSE = 8
+    COPY = 9
+    BLKDISCARD = 10
+    BLKZEROOUT = 11
+    NOTHING = 12
+    MAP = 13
+
+@disjoint_base
+class BlockService(Launcher):
+    read_now_bytes: int
+    max_threads: int
+    def __init__(self, ctx: AioContext) -> None: ...
+    @property
+    def context(self) -> AioContext: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def requests(self) -> BlockPool: ...
+    def stats(self) -> dict[str, Any]: ...
+    def engine_of(self, op: int, engine: int) -> Engine: ...
+    def use_ring(self) -> None: ...
+    def use_linux_aio(self) -> None: ...
+    def swap_hook(
+        self, hook: Callable[[BlockRequest], object] | None
+    ) -> Callable[[BlockRequest], object] | None: ...
+    def rw(
+        self,
+        op: int,
+        fd: int,
+        buffers: Any,
+        offset: int,
+        flags: int,
+        engine: int,
+        *,
+        full: bool = False,
+        kind: int = ...,
+        gate: Gate | None = None,
+        bs: object = None,
+        cb: Callable[[Any, int], object] | None = None,
+        opaque: object = None,
+        filename: object = None,
+        align: int = 1,
+        mem_align: int = 1,
+        after: Callable[[int], int] | None = None,
+        now: bool = False,
+    ) -> BlockRequest: ...
+    def control(
+        self,
+        op: int,
+        fd: int,
+        engine: int,
+        *,
+        offset: int = 0,
+        length: int = 0,
+        flags: int = 0,
+        mode: int = 0,
+        path: bytes | None = None,
+        out: Any = None,
+        fd2: int = -1,
+        offset2: int = 0,
+        kind: int = ...,
+        value: object = None,
+        gate: Gate | None = None,
+        bs: object = None,
+        cb: Callable[[Any, int], object] | None = None,
+        opaque: object = None,
+        filename: object = None,
+        after: Callable[[int], int] | None = None,
+        hook: Callable[[BlockRequest], object] | None = None,
+    ) -> BlockRequest: ...
+    def fail(
+        self,
+        err: int,
+        what: str | None = None,
+        *,
+        bs: object = None,
+        cb: Callable[[Any, int], object] | None = None,
+        opaque: object = None,
+        filename: object = None,
+        after: Callable[[int], int] | None = None,
+    ) -> BlockRequest: ...
+    def parked(self) -> BlockRequest: ...
+    def unpark(self, req: BlockRequest) -> None: ...
+    def compound(
+        self,
+        steps: Iterable[BlockRequest],
+        *,
+        kind: int = ...,
+        wanted: int = 0,
+        value: object = None,
+        gate: Gate | None = None,
+        bs: object = None,
+        cb: Callable[[Any, int], object] | None = None,
+        opaque: object = None,
+        filename: object = None,
+        after: Callable[[int], int] | None = None,
+        hook: Callable[[BlockRequest], object] | None = None,
+    ) -> BlockRequest: ...
+    def shorten(self, req: BlockRequest, n: int) -> None: ...
+    def plug(self) -> None: ...
+    def unplug(self) -> None: ...
+    def flush(self) -> None: ...
+
+def service_of(ctx: AioContext) -> BlockService: ...

@@ -1,0 +1,439 @@
+"""What block devices owe asyncio: contexts of loops, opening, draining, closing.
+
+Knows no engine and no alignment; those are in `_block`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import functools
+import os
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from aioqemu._block.device import BlockDevice as _Device
+from aioqemu._block.device import NullDevice as _Null
+from aioqemu._block.files import inspect
+from aioqemu._block.linux_aio import unavailable as linux_aio_unavailable
+from aioqemu._block.request import Engine, Kind
+from aioqemu._block.service import Op, service_of
+from aioqemu._engine import backends, context
+from aioqemu._engine.errors import BackendUnavailable
+from aioqemu._loop.aiocontext import AioContext
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+    from types import TracebackType
+    from typing import Self
+
+    from aioqemu._block.request import BlockRequest
+    from aioqemu._block.service import BlockService
+
+    Hook = Callable[[BlockRequest], object]
+
+ENGINES = ("auto", "io_uring", "linux_aio", "threads")
+_MODES = {
+    "r": os.O_RDONLY,
+    "r+": os.O_RDWR,
+    "w": os.O_RDWR | os.O_CREAT | os.O_TRUNC,
+    "w+": os.O_RDWR | os.O_CREAT | os.O_TRUNC,
+    "x": os.O_RDWR | os.O_CREAT | os.O_EXCL,
+    "x+": os.O_RDWR | os.O_CREAT | os.O_EXCL,
+}
+_AT_FDCWD = -100
+NULL_SIZE = 1 << 30
+
+_contexts: weakref.WeakKeyDictionary[
+    asyncio.AbstractEventLoop, weakref.ref[AioContext]
+] = weakref.WeakKeyDictionary()
+
+
+class _GuestContext(AioContext):
+    """A context that was made for a loop which has none; it goes with its loop."""
+
+    _keeper: object = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+async def _until_the_end(ctx: AioContext) -> AsyncGenerator[None]:
+    """Close the context when the loop shuts its asynchronous generators down."""
+    try:
+        yield
+    finally:
+        ctx.close()
+
+
+def running_context() -> context.AioContext:
+    """The context that serves the running loop; any other loop's is made on demand.
+
+    Raises:
+        RuntimeError: no loop is running.
+    """
+    loop = asyncio.get_running_loop()
+    own = getattr(loop, "context", None)
+    if isinstance(own, context.AioContext):
+        return own
+    known = _contexts.get(loop)
+    guest = known() if known is not None else None
+    if guest is None or guest.closed:
+        guest = _GuestContext()
+        guest.attach(loop)
+        keeper = _until_the_end(guest)
+        with contextlib.suppress(StopIteration):
+            keeper.__anext__().send(None)  # the loop knows it from its first step on
+        guest._keeper = keeper
+        _contexts[loop] = weakref.ref(guest)
+    return guest
+
+
+def service(ctx: context.AioContext | None = None) -> BlockService:
+    """The block service of a context, by default of the running loop's."""
+    found: BlockService = service_of(running_context() if ctx is None else ctx)
+    return found
+
+
+def refusals(served: BlockService) -> dict[str, str | None]:
+    """Why each engine cannot serve, or None if it can."""
+    aio = linux_aio_unavailable()
+    ring = None
+    if served.context.fdmon != "io_uring":
+        ring = backends.uring_refusal()
+    return {
+        "io_uring": None if ring is None else str(ring),
+        "linux_aio": None if aio is None else str(aio),
+        "threads": None,
+    }
+
+
+def _usable(use: Callable[[], None], name: str, asked: str) -> bool:
+    """Make an engine ready; what was asked for by name fails loudly."""
+    try:
+        use()
+    except OSError as exc:
+        if asked != "auto":
+            text = f"engine {name!r} cannot run here: {exc.strerror}"
+            raise BackendUnavailable(exc.errno, text) from exc
+        return False
+    return True
+
+
+def pick(served: BlockService, engine: str, direct: bool) -> int:
+    """The engine for a file.
+
+    Raises:
+        ValueError: no engine is called so, or Linux AIO was asked for without `direct`.
+        BackendUnavailable: it cannot serve here; says why.
+    """
+    _check_engine(engine, direct)
+    if engine in ("auto", "io_uring") and _usable(served.use_ring, "io_uring", engine):
+        return Engine.URING
+    wants_aio = engine == "linux_aio" or (engine == "auto" and direct)
+    if wants_aio and _usable(served.use_linux_aio, "linux_aio", engine):
+        return Engine.AIO
+    return Engine.THREADS
+
+
+def _check_engine(engine: str, direct: bool) -> None:
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    if engine == "linux_aio" and not direct:
+        raise ValueError("engine 'linux_aio' needs direct=True: it blocks otherwise")
+
+
+def _set(over: asyncio.Future[None]) -> None:
+    if not over.done() and not over.get_loop().is_closed():
+        over.set_result(None)
+
+
+class _Async(_Device):
+    """The awaitable part of a device."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self.__aenter__().__await__()
+
+    async def _quiet(self) -> None:
+        """Return when nothing is in flight, and not before, cancelled or not."""
+        cancelled: asyncio.CancelledError | None = None
+        while self._gate.active:
+            over = asyncio.get_running_loop().create_future()
+            self._gate.watch(functools.partial(_set, over))
+            try:
+                await over
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+        if cancelled is not None:
+            raise cancelled
+
+    async def close(self) -> None:
+        """Wait for what is in flight and close the file; twice does nothing.
+
+        Nothing is flushed: `await blk.flush()` before if the data matters.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await self._quiet()
+        finally:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                # At once: nobody could say later whether the number was still ours.
+                os.close(fd)
+
+    @contextlib.asynccontextmanager
+    async def drained(self) -> AsyncIterator[None]:
+        """Nothing of the device is in flight inside (QEMU's drained section).
+
+        Requests made meanwhile, by anybody, wait and start at the end, in order: they
+        must not be awaited inside.
+        """
+        self._gate.quiesce()
+        try:
+            await self._quiet()
+            yield
+        finally:
+            self._gate.resume()
+
+    @contextlib.asynccontextmanager
+    async def batch(self) -> AsyncIterator[None]:
+        """Requests made inside go to the kernel together, at the end at last."""
+        self._service.plug()
+        try:
+            yield
+        finally:
+            self._service.unplug()
+
+
+class BlockDevice(_Async):
+    __doc__ = _Device.__doc__
+
+
+class NullDevice(_Async, _Null):
+    __doc__ = _Null.__doc__
+
+
+def make_device(
+    fd: int,
+    path: Any,
+    served: BlockService,
+    engine: int,
+    *,
+    writable: bool,
+    direct: bool,
+    max_in_flight: int,
+    strict_alignment: bool,
+) -> BlockDevice:
+    """Wrap an open fd; it is closed if that fails."""
+    try:
+        return BlockDevice(
+            served,
+            fd,
+            inspect(fd, direct),
+            path=path,
+            engine=engine,
+            read_only=not writable,
+            direct=direct,
+            max_in_flight=max_in_flight,
+            strict_alignment=strict_alignment,
+        )
+    except OSError as exc:
+        os.close(fd)
+        exc.filename = path
+        raise
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+class Opening:
+    """What `block.open` gives: for `await` or `async with`."""
+
+    def __init__(
+        self,
+        path: Any,
+        mode: str,
+        *,
+        engine: str,
+        direct: bool,
+        max_in_flight: int,
+        strict_alignment: bool,
+        ctx: context.AioContext | None,
+    ) -> None:
+        if mode not in _MODES:
+            raise ValueError(f"mode must be one of {', '.join(_MODES)}, not {mode!r}")
+        _check_engine(engine, direct)
+        if max_in_flight < 1:
+            raise ValueError(f"max_in_flight must be at least 1, not {max_in_flight}")
+        self._path = path if path == "null://" else os.fspath(path)
+        self._flags = _MODES[mode] | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
+        self._engine = engine
+        self._ctx = ctx
+        self._writable = mode != "r"
+        self._direct = direct
+        self._max_in_flight = max_in_flight
+        self._strict_alignment = strict_alignment
+        self._wrap: Callable[[BlockDevice | NullDevice], Any] = lambda blk: blk
+        self._opened: Any = None
+
+    def __await__(self) -> Generator[Any, None, BlockDevice]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> BlockDevice:
+        self._opened = await self._open()
+        blk: BlockDevice = self._opened
+        return blk
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._opened.close()
+
+    def now(self) -> BlockDevice:
+        """Open at once, with blocking calls; for code without coroutines."""
+        served = service(self._ctx)
+        engine = pick(served, self._engine, self._direct)
+        fd = os.open(self._path, self._flags, 0o666)
+        return self._made(fd, served, engine)
+
+    def _made(self, fd: int, served: BlockService, engine: int) -> BlockDevice:
+        blk = make_device(
+            fd,
+            self._path,
+            served,
+            engine,
+            writable=self._writable,
+            direct=self._direct,
+            max_in_flight=self._max_in_flight,
+            strict_alignment=self._strict_alignment,
+        )
+        wrapped: BlockDevice = self._wrap(blk)
+        return wrapped
+
+    async def _open(self) -> BlockDevice:
+        served = service(self._ctx)
+        if self._path == "null://":
+            device = NullDevice(
+                served,
+                NULL_SIZE,
+                0.0,
+                self._max_in_flight,
+                not self._writable,
+            )
+            null: BlockDevice = self._wrap(device)
+            return null
+        engine = pick(served, self._engine, self._direct)
+        fd = await served.control(
+            Op.OPENAT,
+            _AT_FDCWD,
+            engine,
+            path=os.fsencode(self._path),
+            flags=self._flags,
+            mode=0o666,
+            kind=Kind.RET_INT,
+            filename=self._path,
+        )
+        return self._made(fd, served, engine)
+
+
+# The methods of a device that make requests.
+_REQUESTS = frozenset(
+    {
+        "pread",
+        "pread_into",
+        "preadv",
+        "pwrite",
+        "pwritev",
+        "flush",
+        "discard",
+        "write_zeroes",
+        "truncate",
+        "map",
+        "copy_range",
+        "aio_preadv",
+        "aio_pwritev",
+        "aio_flush",
+        "aio_discard",
+    }
+)
+
+
+class FaultyDevice:
+    """A device seen through fault rules; has all that the device has.
+
+    It shares everything with the device, which may be used beside it: only requests
+    that are made here meet the rules.
+    """
+
+    def __init__(self, device: Any, hook: Hook) -> None:
+        self._device = device
+        # The device at the bottom, where several are stacked.
+        self._faulty_device = getattr(device, "_faulty_device", device)
+        self._rules = hook
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._device!r}>"
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._device, name)
+        if name not in _REQUESTS:
+            return found
+
+        def through_the_rules(*args: Any, **kwargs: Any) -> Any:
+            served = self._faulty_device._service
+            before = served.swap_hook(None)
+            served.swap_hook(self._rules if before is None else _both(before, self))
+            try:
+                return found(*args, **kwargs)
+            finally:
+                served.swap_hook(before)
+
+        return through_the_rules
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._device.close()
+
+
+def _both(outer: Hook, faulty: FaultyDevice) -> Hook:
+    def ask(req: BlockRequest) -> object:
+        verdict = outer(req)
+        return faulty._rules(req) if verdict is None else verdict
+
+    return ask
+
+
+def with_faults(inner: Any, hook: Hook) -> Any:
+    """A device, or the opening of one, whose requests go through `hook`."""
+    if isinstance(inner, Opening):
+        opening = copy.copy(inner)
+        before = inner._wrap
+        opening._wrap = lambda blk: with_faults(before(blk), hook)
+        return opening
+    if not isinstance(inner, (_Async, FaultyDevice)):
+        raise TypeError(f"a block device is expected, got {inner!r}")
+    return FaultyDevice(inner, hook)

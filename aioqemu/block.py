@@ -1,0 +1,423 @@
+"""Block requests: disk I/O that can be awaited, served by the loop's own engine.
+
+Two levels over one kind of request.  The fd level is named and ordered as in `os` and
+reports short transfers; the device level (`open`) transfers in full or fails.  Each
+call submits at once and returns an awaitable request: no task is made, and it works in
+`gather`, `wait`, `wait_for` and `TaskGroup`.  Errors come from awaiting, as OSError.
+
+A request holds its buffers until the kernel is done with them, whatever became of who
+awaited it: a `bytearray` in flight cannot be resized, and data that is being written
+must not be changed.  Cancelling the await asks the kernel to cancel; CancelledError
+comes out when the kernel has let go.
+
+Works on our loop, and on any other asyncio loop by way of a context attached to it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aioqemu._block.request import BlockRequest, Kind
+from aioqemu._block.service import ENGINE_NAMES, Op
+from aioqemu._loop import blockdev
+from aioqemu._loop.blockdev import BlockDevice, FaultyDevice, NullDevice, Opening
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from aioqemu._engine.context import AioContext
+
+__all__ = [
+    "BlockDevice",
+    "BlockRequest",
+    "Fault",
+    "FaultyDevice",
+    "NullDevice",
+    "StatxResult",
+    "close",
+    "fallocate",
+    "faults",
+    "fdatasync",
+    "fsync",
+    "null",
+    "open",
+    "openat",
+    "pread",
+    "preadv",
+    "probe",
+    "pwrite",
+    "pwritev",
+    "statx",
+]
+
+_AT_EMPTY_PATH = 0x1000
+_AT_FDCWD = -100
+_STATX_BASIC = 0x0FFF
+
+
+# -- fd level -------------------------------------------------------------------------
+
+
+def _engine(served: Any) -> int:
+    return blockdev.pick(served, "auto", False)
+
+
+def _number(fd: Any) -> int:
+    return fd if isinstance(fd, int) else int(fd.fileno())
+
+
+def _may_read_now(fd: int) -> bool:
+    """Direct reads would wait for the disk on the spot."""
+    import fcntl
+
+    try:
+        return not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
+    except OSError:
+        return False
+
+
+def pread(fd: Any, n: int, offset: int) -> BlockRequest:
+    """`os.pread`: awaiting gives at most `n` bytes, fewer at the end of the file."""
+    if n < 0:
+        raise ValueError(f"the number of bytes must not be negative: {n}")
+    served, fd = blockdev.service(), _number(fd)
+    return served.rw(
+        Op.READ,
+        fd,
+        n,
+        offset,
+        0,
+        _engine(served),
+        kind=Kind.RET_BYTES,
+        now=_may_read_now(fd),
+    )
+
+
+def preadv(
+    fd: Any, buffers: Sequence[Any], offset: int, flags: int = 0
+) -> BlockRequest:
+    """`os.preadv`: awaiting gives the number of bytes read."""
+    served, fd = blockdev.service(), _number(fd)
+    return served.rw(
+        Op.READ,
+        fd,
+        list(buffers),
+        offset,
+        flags,
+        _engine(served),
+        kind=Kind.RET_INT,
+        now=flags == 0 and _may_read_now(fd),
+    )
+
+
+def pwrite(fd: Any, data: Any, offset: int) -> BlockRequest:
+    """`os.pwrite`: awaiting gives the number of bytes written."""
+    return pwritev(fd, [data], offset)
+
+
+def pwritev(
+    fd: Any, buffers: Sequence[Any], offset: int, flags: int = 0
+) -> BlockRequest:
+    """`os.pwritev`: awaiting gives the number of bytes written."""
+    served = blockdev.service()
+    return served.rw(
+        Op.WRITE,
+        _number(fd),
+        list(buffers),
+        offset,
+        flags,
+        _engine(served),
+        kind=Kind.RET_INT,
+    )
+
+
+def fsync(fd: Any) -> BlockRequest:
+    """`os.fsync`."""
+    served = blockdev.service()
+    return served.control(Op.FSYNC, _number(fd), _engine(served))
+
+
+def fdatasync(fd: Any) -> BlockRequest:
+    """`os.fdatasync`."""
+    served = blockdev.service()
+    return served.control(Op.FDATASYNC, _number(fd), _engine(served))
+
+
+def fallocate(fd: Any, mode: int, offset: int, length: int) -> BlockRequest:
+    """fallocate(2): space, holes, zeroes."""
+    served = blockdev.service()
+    return served.control(
+        Op.FALLOCATE,
+        _number(fd),
+        _engine(served),
+        offset=offset,
+        length=length,
+        flags=mode,
+    )
+
+
+class StatxResult(NamedTuple):
+    """What `statx` gives: the names of `os.stat_result`, times in ns."""
+
+    st_mode: int
+    st_ino: int
+    st_dev: int
+    st_nlink: int
+    st_uid: int
+    st_gid: int
+    st_size: int
+    st_blksize: int
+    st_blocks: int
+    st_rdev: int
+    st_atime_ns: int
+    st_mtime_ns: int
+    st_ctime_ns: int
+    st_birthtime_ns: int
+    stx_mask: int
+    stx_attributes: int
+    stx_dio_mem_align: int
+    stx_dio_offset_align: int
+
+
+def _parse_statx(out: bytearray) -> StatxResult:
+    mask, blksize, attributes, nlink, uid, gid, mode = struct.unpack_from(
+        "=IIQIIIH", out
+    )
+    ino, size, blocks = struct.unpack_from("=QQQ", out, 32)
+    times = [
+        seconds * 10**9 + ns
+        for seconds, ns in (
+            struct.unpack_from("=qI", out, 64 + 16 * i) for i in range(4)
+        )
+    ]
+    rmajor, rminor, major, minor = struct.unpack_from("=IIII", out, 128)
+    dio_memory, dio_offset = struct.unpack_from("=II", out, 152)
+    return StatxResult(
+        mode,
+        ino,
+        os.makedev(major, minor),
+        nlink,
+        uid,
+        gid,
+        size,
+        blksize,
+        blocks,
+        os.makedev(rmajor, rminor),
+        times[0],
+        times[3],
+        times[2],
+        times[1],
+        mask,
+        attributes,
+        dio_memory,
+        dio_offset,
+    )
+
+
+def statx(
+    path: Any, *, flags: int = 0, mask: int = _STATX_BASIC, dir_fd: int | None = None
+) -> BlockRequest:
+    """statx(2) of a path or an open fd; awaiting gives a `StatxResult`."""
+    served = blockdev.service()
+    fd = _AT_FDCWD if dir_fd is None else dir_fd
+    if isinstance(path, int):
+        fd, name, flags = path, b"", flags | _AT_EMPTY_PATH
+    else:
+        name = os.fsencode(path)
+    out = bytearray(256)
+    return served.control(
+        Op.STATX,
+        fd,
+        _engine(served),
+        path=name,
+        out=out,
+        flags=mask,
+        mode=flags,
+        kind=Kind.RET_VALUE,
+        value=lambda _: _parse_statx(out),
+        filename=None if isinstance(path, int) else path,
+    )
+
+
+def openat(
+    path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None
+) -> BlockRequest:
+    """`os.open`: awaiting gives a file descriptor, not inheritable."""
+    served = blockdev.service()
+    return served.control(
+        Op.OPENAT,
+        _AT_FDCWD if dir_fd is None else dir_fd,
+        _engine(served),
+        path=os.fsencode(path),
+        flags=flags | os.O_CLOEXEC,
+        mode=mode,
+        kind=Kind.RET_INT,
+        filename=path,
+    )
+
+
+def close(fd: int) -> BlockRequest:
+    """`os.close`; the number is gone whatever awaiting gives."""
+    served = blockdev.service()
+    return served.control(Op.CLOSE, fd, _engine(served))
+
+
+# -- device level ---------------------------------------------------------------------
+
+
+def open(
+    path: Any,
+    mode: str = "r",
+    *,
+    engine: str = "auto",
+    direct: bool = False,
+    max_in_flight: int = 128,
+    strict_alignment: bool = False,
+    context: AioContext | None = None,
+) -> Opening:
+    """Open an image file or block device: `async with block.open(...) as blk`.
+
+    Args:
+        path: a path, or "null://".
+        mode: "r"; "r+" to write, too; "w" to make it anew or empty; "x" to make it.
+        engine: "io_uring", "linux_aio" (only with `direct`), "threads" or "auto".
+        direct: past the page cache (O_DIRECT).
+        max_in_flight: how many requests the engine has at most; others wait in order.
+        strict_alignment: refuse what is not in units of `request_alignment`.
+        context: the AioContext to serve it, by default the running loop's.
+
+    Returns:
+        For `await` or `async with`; `.now()` opens it without a loop.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Raises (when opened):
+        BackendUnavailable: the engine asked for by name cannot serve here.
+        OSError: the file cannot be opened.
+    """
+    return Opening(
+        path,
+        mode,
+        engine=engine,
+        direct=direct,
+        max_in_flight=max_in_flight,
+        strict_alignment=strict_alignment,
+        ctx=context,
+    )
+
+
+def null(
+    size: int = blockdev.NULL_SIZE,
+    latency: float = 0.0,
+    *,
+    max_in_flight: int = 128,
+    context: AioContext | None = None,
+) -> NullDevice:
+    """A device that reads zeroes and forgets what is written.
+
+    Args:
+        size: in bytes.
+        latency: seconds that each request takes.
+        max_in_flight: as for `open`.
+        context: as for `open`.
+    """
+    if size < 0 or latency < 0:
+        raise ValueError("size and latency must not be negative")
+    return NullDevice(blockdev.service(context), size, latency, max_in_flight)
+
+
+@dataclass(slots=True)
+class Fault:
+    """One rule of a fault injector.
+
+    Attributes:
+        op: "read", "write", "fdatasync", "fallocate", "truncate", ...; None for all.
+        error: the errno with which the submission fails.  EINTR and EAGAIN are
+            resubmitted, as when they come from the kernel.
+        short: transfer at most so many bytes in one go.
+        delay: seconds to wait before.
+        start: only where the request touches bytes from here ...
+        end: ... up to here.
+        after: let so many matching submissions pass first.
+        times: how often it applies; None for ever.
+    """
+
+    op: str | None = None
+    error: int = 0
+    short: int = 0
+    delay: float = 0.0
+    start: int = 0
+    end: int | None = None
+    after: int = 0
+    times: int | None = None
+    hits: int = 0
+
+    def matches(self, req: BlockRequest) -> bool:
+        """Whether the rule applies to a submission."""
+        if self.op is not None and req.op != self.op:
+            return False
+        if self.end is not None and req.offset >= self.end:
+            return False
+        if req.offset + req.length <= self.start and self.start:
+            return False
+        if self.after > 0:
+            self.after -= 1
+            return False
+        if self.times is not None and self.hits >= self.times:
+            return False
+        self.hits += 1
+        return True
+
+
+def faults(inner: Any, rules: Iterable[Fault]) -> Any:
+    """Wrap a device, or `open(...)`, so that chosen requests go wrong.
+
+    Gives a `FaultyDevice`, or the opening of one.  The inner device works as before,
+    and may be used beside it.  The first rule that matches a submission applies; a
+    request may be submitted several times.
+    """
+    listed = list(rules)
+    for rule in listed:
+        if not isinstance(rule, Fault):
+            raise TypeError(f"a Fault is expected, got {rule!r}")
+
+    def hook(req: BlockRequest) -> object:
+        for rule in listed:
+            if rule.matches(req):
+                if rule.error:
+                    return -abs(rule.error)
+                if rule.short:
+                    req.service.shorten(req, rule.short)
+                return float(rule.delay) if rule.delay else None
+        return None
+
+    return blockdev.with_faults(inner, hook)
+
+
+def probe(context: AioContext | None = None) -> dict[str, Any]:
+    """What the engines can do here, for the running loop or a context.
+
+    Returns:
+        "engines": for each name None or why it cannot serve; "auto": what is picked for
+        buffered and for direct files; "operations": who serves each, if the file's
+        engine is the one that is picked for buffered files.
+    """
+    served = blockdev.service(context)
+    engines = blockdev.refusals(served)
+    buffered = "threads" if engines["io_uring"] else "io_uring"
+    direct = buffered
+    if engines["io_uring"] and not engines["linux_aio"]:
+        direct = "linux_aio"
+    return {
+        "engines": engines,
+        "auto": {"buffered": buffered, "direct": direct},
+        "operations": {
+            str(op.name).lower(): ENGINE_NAMES[served.engine_of(op, _engine(served))]
+            for op in Op
+            if op is not Op.NOTHING
+        },
+    }

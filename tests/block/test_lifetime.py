@@ -1,0 +1,422 @@
+"""Cancelling, closing, collecting, forking: who owns the memory, and until when."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.procs import run_script
+from support.seccomp import IO_URING_ENTER, IO_URING_REGISTER, IO_URING_SETUP
+
+import aioqemu
+from aioqemu import block
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def fifo(disk: Path) -> Path:
+    """Opening it blocks until somebody opens the other end."""
+    path = disk / "fifo"
+    os.mkfifo(path)
+    return path
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """A pipe; on the ring, reading it waits for data."""
+    r, w = os.pipe()
+    yield r, w
+    os.close(r)
+    os.close(w)
+
+
+@pytest.fixture(params=["io_uring"])
+def uring(request: pytest.FixtureRequest) -> Iterator[aioqemu.EventLoop]:
+    """A loop with a ring."""
+    try:
+        loop = aioqemu.new_event_loop(fdmon="io_uring")
+    except aioqemu.BackendUnavailable as exc:
+        pytest.skip(str(exc))
+    yield loop
+    if not loop.is_closed():
+        loop.close()
+
+
+def test_a_cancelled_read_returns_when_the_kernel_is_done(
+    uring: aioqemu.EventLoop, pipe: tuple[int, int]
+) -> None:
+    async def main() -> None:
+        buffer = bytearray(100)
+        request = block.preadv(pipe[0], [buffer], 0)
+        await asyncio.sleep(0.01)
+        with pytest.raises(BufferError):
+            buffer.extend(b"x")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(request, 0.01)
+        assert request.cancelled()
+        buffer.extend(b"free again")
+        os.write(pipe[1], b"for nobody")
+        await asyncio.sleep(0.01)
+        assert bytes(buffer[:100]) == bytes(100)
+        assert os.read(pipe[0], 100) == b"for nobody"
+
+    uring.run_until_complete(main())
+
+
+def test_cancelled_at_once(uring: aioqemu.EventLoop, pipe: tuple[int, int]) -> None:
+    async def main() -> None:
+        for _ in range(50):
+            request = block.pread(pipe[0], 10, 0)
+            request.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await request
+        waiting = [block.pread(pipe[0], 10, 0) for _ in range(600)]
+        for request in waiting:
+            request.cancel()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(r, asyncio.CancelledError) for r in results)
+
+    uring.run_until_complete(main())
+
+
+def test_a_collected_request_keeps_its_buffer(
+    uring: aioqemu.EventLoop, pipe: tuple[int, int]
+) -> None:
+    class Buffer(bytearray):
+        pass
+
+    async def main() -> None:
+        buffer = Buffer(100)
+        ref = weakref.ref(buffer)
+        block.preadv(pipe[0], [buffer], 0)
+        del buffer
+        await asyncio.sleep(0.01)
+        gc.collect()
+        kept = ref()
+        assert kept is not None
+        os.write(pipe[1], b"data")
+        await asyncio.sleep(0.01)
+        assert kept[:4] == b"data"
+        del kept
+        gc.collect()
+        assert ref() is None
+
+    uring.run_until_complete(main())
+
+
+@pytest.mark.loop_errors  # the task that is left pending
+def test_closing_with_requests_in_flight(
+    uring: aioqemu.EventLoop, pipe: tuple[int, int], image: Path
+) -> None:
+    buffers = [bytearray(100) for _ in range(300)]
+    told: list[int] = []
+
+    async def main() -> list[Any]:
+        made = [block.preadv(pipe[0], [b], 0) for b in buffers]
+        async with block.null(latency=60.0) as blk:
+            made += [blk.pread(10, 0) for _ in range(200)]
+            made.append(
+                blk.aio_preadv(0, bytearray(5), 0, lambda _, ret: told.append(ret))
+            )
+            asyncio.get_running_loop().stop()
+            await asyncio.sleep(0)
+        return made
+
+    task = uring.create_task(main())
+    uring.run_forever()
+    task.cancel()
+    uring.close()
+    for b in buffers:
+        b.extend(b"nobody holds it")
+    assert told == [-errno.ECANCELED]
+    with pytest.raises((asyncio.CancelledError, asyncio.InvalidStateError)):
+        task.result()
+    del task
+    gc.collect()
+
+
+def test_closing_ends_the_threads(loop: aioqemu.EventLoop, image: Path) -> None:
+    async def main() -> list[Any]:
+        blk = await block.open(image, "r+", engine="threads")
+        requests: list[Any] = [blk.pwrite(b"x" * 4096, 4096 * i) for i in range(100)]
+        requests += [blk.flush() for _ in range(100)]
+        return [requests, blk]
+
+    requests, blk = loop.run_until_complete(main())
+    assert blk.ctx.closed is False
+    loop.close()
+    assert all(r.done() for r in requests)
+    os.close(blk.detach())
+
+
+def test_a_context_that_is_dropped(disk: Path, image: Path, fdmon: str) -> None:
+    ctx = aioqemu.AioContext(fdmon=fdmon)
+    ref = weakref.ref(ctx)
+    blk = block.open(image, direct=True, context=ctx).now()
+    blk.aio_preadv(0, bytearray(4096))  # in flight, and holds the device
+    held = [ctx]
+    del blk, ctx
+    with pytest.warns(ResourceWarning) as caught:
+        _drop(held)
+    assert ref() is None
+    told = {str(w.message).split()[1] for w in caught}
+    assert told == {"<AioContext", "block"}
+
+
+def _drop(held: list[Any]) -> None:
+    held.clear()
+    gc.collect()
+
+
+def test_a_device_that_is_dropped(run: Any, image: Path) -> None:
+    async def main() -> int:
+        blk = await block.open(image)
+        number = blk.fileno()
+        held = [blk]
+        del blk
+        with pytest.warns(ResourceWarning, match=r"unclosed block device .*image"):
+            _drop(held)
+        return number
+
+    number = run(main())
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(number)
+
+
+def test_a_loop_that_changes_threads(uring: aioqemu.EventLoop, image: Path) -> None:
+    async def main() -> bytes:
+        async with block.open(image, direct=True) as blk:
+            data: bytes = await blk.pread(8, 4096)
+            return data
+
+    got: list[bytes] = []
+    for _ in range(2):
+        thread = threading.Thread(
+            target=lambda: got.append(uring.run_until_complete(main()))
+        )
+        thread.start()
+        thread.join()
+    got.append(uring.run_until_complete(main()))
+    assert got == [(512).to_bytes(8, "big")] * 3
+
+
+def test_what_the_kernel_never_gives_back_is_never_freed(
+    uring: aioqemu.EventLoop, pipe: tuple[int, int]
+) -> None:
+    buffer = bytearray(10)
+    requests = []
+
+    async def leave() -> None:
+        requests.append(block.preadv(pipe[0], [buffer], 0))
+        await asyncio.sleep(0.01)
+
+    # The ring is the thread's, and only it could cancel.
+    thread = threading.Thread(target=uring.run_until_complete, args=[leave()])
+    thread.start()
+    thread.join()
+    with pytest.warns(ResourceWarning, match="memory of a read of 10 bytes"):
+        uring.close()
+    assert requests[0].done()
+    requests.clear()
+    gc.collect()
+    with pytest.raises(BufferError):
+        buffer.extend(b"the kernel may still write here")
+
+
+def test_a_request_made_before_the_loop_runs(
+    loop: aioqemu.EventLoop, image: Path
+) -> None:
+    fd = os.open(image, os.O_RDONLY)
+
+    async def main() -> Any:
+        return block.openat(image, os.O_RDONLY)
+
+    request = loop.run_until_complete(main())
+    other = loop.run_until_complete(request)
+    os.close(other)
+    os.close(fd)
+
+
+def test_a_cancelled_open_leaves_no_fd(run: Any, fifo: Path) -> None:
+    async def main() -> None:
+        before = set(os.listdir("/proc/self/fd"))
+        request = block.openat(fifo, os.O_RDONLY)
+        await asyncio.sleep(0.01)
+        if not request.cancel():  # the ring opens it without waiting for a writer
+            os.close(await request)
+            return
+        await asyncio.sleep(0.01)
+        if not request.done():  # a thread is in it, and cannot be told
+            os.close(os.open(fifo, os.O_RDWR | os.O_NONBLOCK))
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        await asyncio.sleep(0.01)
+        extra = set(os.listdir("/proc/self/fd")) - before
+        # The folder that is listed is among them, and closed since.
+        assert not [fd for fd in extra if _leads_to(fd, "fifo")]
+
+    run(main())
+
+
+def _leads_to(fd: str, name: str) -> bool:
+    try:
+        return name in os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        return False
+
+
+def test_fork_with_requests_in_flight(fdmon: str, image: Path) -> None:
+    out = run_script(
+        """
+        import asyncio, os, sys, aioqemu
+        from aioqemu import block
+
+        async def main():
+            blk = await block.open(sys.argv[1], "r+", engine="threads")
+            requests = [blk.pread(4096, 4096 * i) for i in range(64)]
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    blk.pread(10, 0)
+                except RuntimeError:
+                    os._exit(7)
+                os._exit(1)
+            data = await asyncio.gather(*requests)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+            await blk.close()
+            print(sum(map(len, data)))
+
+        aioqemu.run(main(), fdmon=sys.argv[2])
+        """,
+        str(image),
+        fdmon,
+        options=("-W", "error", "-W", "ignore::DeprecationWarning"),
+    )
+    assert out == f"{64 * 4096}\n"
+
+
+@pytest.mark.parametrize("denied", [IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER])
+def test_io_uring_refused(denied: int, image: Path) -> None:
+    out = run_script(
+        """
+        import asyncio, sys, aioqemu
+        from support import seccomp
+        seccomp.deny((int(sys.argv[2]),), 1)
+        from aioqemu import block
+
+        async def main():
+            probe = block.probe()
+            assert probe["auto"]["buffered"] == "threads", probe
+            async with block.open(sys.argv[1], "r+") as blk:
+                assert blk.engine == "threads"
+                await blk.pwrite(b"hello", 5)
+                await blk.flush()
+                assert await blk.pread(5, 5) == b"hello"
+            try:
+                await block.open(sys.argv[1], engine="io_uring")
+            except aioqemu.BackendUnavailable as exc:
+                print("refused")
+
+        aioqemu.run(main())
+        """,
+        str(image),
+        str(denied),
+    )
+    assert out == "refused\n"
+
+
+def test_ten_thousand_in_flight_are_small(fdmon: str) -> None:
+    out = run_script(
+        """
+        import asyncio, sys, aioqemu, os
+        from aioqemu import block
+
+        def rss():
+            with open("/proc/self/statm") as f:
+                return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+        async def main():
+            async with block.null(latency=1.0, max_in_flight=20000) as blk:
+                first = blk.aio_preadv(0, bytearray(1))
+                buffer = bytearray(1)
+                before = rss()
+                requests = [blk.aio_preadv(0, buffer) for _ in range(10000)]
+                print((rss() - before) // 10000)
+                for r in requests:
+                    r.cancel_async()
+                first.cancel_async()
+
+        aioqemu.run(main(), fdmon=sys.argv[1])
+        """,
+        fdmon,
+    )
+    assert int(out) < 1024
+
+
+def test_a_ring_that_is_full(uring: aioqemu.EventLoop, image: Path) -> None:
+    async def main() -> None:
+        async with block.open(image, direct=True, max_in_flight=5000) as blk:
+            data = await asyncio.gather(*(blk.pread(8, 8 * i) for i in range(3000)))
+            assert data == [i.to_bytes(8, "big") for i in range(3000)]
+
+    started = time.monotonic()
+    uring.run_until_complete(main())
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("outer", ["poll", "epoll"])
+def test_a_private_ring_that_is_refused_half_way(outer: str, image: Path) -> None:
+    out = run_script(
+        """
+        import asyncio, sys, aioqemu
+        from aioqemu import block
+        from support import seccomp
+
+        async def main():
+            async with block.open(sys.argv[1], "r+", engine="io_uring") as blk:
+                data = await blk.pread(512, 512)
+                seccomp.deny((int(sys.argv[3]),), 1)
+                writes = [blk.pwrite(data, 4096 * i) for i in range(100)]
+                assert await asyncio.gather(*writes) == [512] * 100
+                await blk.flush()
+                print(blk._service.stats()["requests"]["threads"] >= 101)
+
+        aioqemu.run(main(), fdmon=sys.argv[2])
+        """,
+        str(image),
+        outer,
+        str(IO_URING_ENTER),
+    )
+    assert out == "True\n"
+    data = image.read_bytes()
+    assert all(data[4096 * i :][:512] == data[:512] for i in range(100))
+
+
+def test_a_private_ring_changes_threads(image: Path) -> None:
+    loop = aioqemu.new_event_loop(fdmon="epoll")
+
+    async def main() -> bytes:
+        async with block.open(image, direct=True) as blk:
+            data: bytes = await blk.pread(8, 4096)
+            return data
+
+    got: list[bytes] = []
+    for _ in range(2):
+        thread = threading.Thread(
+            target=lambda: got.append(loop.run_until_complete(main()))
+        )
+        thread.start()
+        thread.join()
+    got.append(loop.run_until_complete(main()))
+    loop.close()
+    assert got == [(512).to_bytes(8, "big")] * 3
