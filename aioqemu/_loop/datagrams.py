@@ -11,7 +11,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .private import logger
-from .serve import remove_stale_socket, set_reuse_port
+from .serve import set_reuse_port
+from .serve_unix import remove_stale_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable

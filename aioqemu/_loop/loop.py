@@ -23,7 +23,7 @@ from .pipe import make_read_pipe_transport, make_write_pipe_transport
 from .pipes import PipesMixin
 from .process import ProcessMixin
 from .sendfile import SendfileMixin
-from .serve import ServeMixin
+from .serve_unix import ServeUnixMixin
 from .signals import SignalsMixin
 from .sockets import SocketsMixin
 from .stream import make_stream_transport
@@ -39,7 +39,7 @@ main_context.factory = AioContext
 class EventLoop(
     HooksMixin,
     ConnectMixin,
-    ServeMixin,
+    ServeUnixMixin,
     DatagramMixin,
     TlsMixin,
     SendfileMixin,
