@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aioqemu._block.engines import ENGINE_NAMES
 from aioqemu._block.request import BlockRequest, Kind
-from aioqemu._block.service import ENGINE_NAMES, Op
+from aioqemu._block.service import Op
 from aioqemu._loop import blockdev
-from aioqemu._loop.blockdev import BlockDevice, FaultyDevice, NullDevice, Opening
+from aioqemu._loop.blockdev import BlockDevice, NullDevice, Opening
+from aioqemu._loop.faults import Fault, FaultyDevice, with_faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -330,49 +331,6 @@ def null(
     return NullDevice(blockdev.service(context), size, latency, max_in_flight)
 
 
-@dataclass(slots=True)
-class Fault:
-    """One rule of a fault injector.
-
-    Attributes:
-        op: "read", "write", "fdatasync", "fallocate", "truncate", ...; None for all.
-        error: the errno with which the submission fails.  EINTR and EAGAIN are
-            resubmitted, as when they come from the kernel.
-        short: transfer at most so many bytes in one go.
-        delay: seconds to wait before.
-        start: only where the request touches bytes from here ...
-        end: ... up to here.
-        after: let so many matching submissions pass first.
-        times: how often it applies; None for ever.
-    """
-
-    op: str | None = None
-    error: int = 0
-    short: int = 0
-    delay: float = 0.0
-    start: int = 0
-    end: int | None = None
-    after: int = 0
-    times: int | None = None
-    hits: int = 0
-
-    def matches(self, req: BlockRequest) -> bool:
-        """Whether the rule applies to a submission."""
-        if self.op is not None and req.op != self.op:
-            return False
-        if self.end is not None and req.offset >= self.end:
-            return False
-        if req.offset + req.length <= self.start and self.start:
-            return False
-        if self.after > 0:
-            self.after -= 1
-            return False
-        if self.times is not None and self.hits >= self.times:
-            return False
-        self.hits += 1
-        return True
-
-
 def faults(inner: Any, rules: Iterable[Fault]) -> Any:
     """Wrap a device, or `open(...)`, so that chosen requests go wrong.
 
@@ -385,17 +343,7 @@ def faults(inner: Any, rules: Iterable[Fault]) -> Any:
         if not isinstance(rule, Fault):
             raise TypeError(f"a Fault is expected, got {rule!r}")
 
-    def hook(req: BlockRequest) -> object:
-        for rule in listed:
-            if rule.matches(req):
-                if rule.error:
-                    return -abs(rule.error)
-                if rule.short:
-                    req.service.shorten(req, rule.short)
-                return float(rule.delay) if rule.delay else None
-        return None
-
-    return blockdev.with_faults(inner, hook)
+    return with_faults(inner, listed)
 
 
 def probe(context: AioContext | None = None) -> dict[str, Any]:

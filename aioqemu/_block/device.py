@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from aioqemu._block import steps
 from aioqemu._block.device_core import DeviceCore
+from aioqemu._block.engines import ENGINE_NAMES
 from aioqemu._block.files import FileInfo, aligned_memory
 from aioqemu._block.ranges import Range, Turns
 from aioqemu._block.request import Engine, Kind
-from aioqemu._block.service import ENGINE_NAMES, Op
+from aioqemu._block.service import Op
 from aioqemu._engine.unclosed import warn_unclosed
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from aioqemu._block.request cimport Gate
 from aioqemu._block.service cimport BlockService
 from aioqemu._sys.file cimport RWF_DSYNC
 
-from aioqemu._block.service import ENGINE_NAMES
+from aioqemu._block.engines import ENGINE_NAMES
 
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object obj, int *overflow) except? -1

@@ -4,15 +4,11 @@ Home thread of the context and GIL.
 """
 
 from libc.stdint cimport int64_t
-from libc.stdint cimport uint64_t
 
-from aioqemu._block.linux_aio cimport LinuxAio
+from aioqemu._block.engines cimport Engines
 from aioqemu._block.request cimport BlockPool
 from aioqemu._block.request cimport BlockRequest
 from aioqemu._block.request cimport Gate
-from aioqemu._block.request cimport Launcher
-from aioqemu._block.ring cimport RingEngine
-from aioqemu._block.threads cimport ThreadPool
 
 cpdef enum Op:
     READ = 0
@@ -30,19 +26,10 @@ cpdef enum Op:
     NOTHING = 12
     MAP = 13
 
-cdef class BlockService(Launcher):
+cdef class BlockService(Engines):
     cdef readonly BlockPool requests
-    cdef RingEngine ring
-    cdef ThreadPool pool
-    cdef LinuxAio aio
-    cdef bint untold                 # a cancelled request is still to be told of
     cdef Py_ssize_t budget           # bytes that may still be read on the spot
     cdef public Py_ssize_t read_now_bytes
-    cdef public int max_threads
-    cdef uint64_t[5] counts          # requests given to each Engine
-    cdef int plugged                 # batches that are open
-    cdef uint64_t n_now              # reads answered on the spot
-    cdef int check_thread(self) except -1
     cdef BlockRequest new(self, object bs, object cb, object opaque, int op, int fd)
     # Have one more hook asked, after the rules that are there.
     cdef int hook_too(self, BlockRequest req, object hook) except -1
@@ -52,8 +39,4 @@ cdef class BlockService(Launcher):
     cdef int start(self, BlockRequest req) except -1
     cdef int fail_soon(self, BlockRequest req, int err, str what) except -1
     cdef bint _read_now(self, BlockRequest req) except -1
-    cdef int _issue(self, BlockRequest req) except -1
-    cdef int _end_soon(self, BlockRequest req, int ret) noexcept
-    cdef int _advance(self, BlockRequest req, object ret) except -1
-    cdef ThreadPool _threads(self)
     cdef int _give_up(self) except -1

@@ -1,16 +1,12 @@
-"""BlockService: from the making of a request to its engine, cancelling, closing.
+"""BlockService: makes the block requests of one context, and ends them when it closes.
 
 Knows no device and no asyncio; the device's own rules are above, the engines below.
 """
-
-import time
 
 import cython
 
 from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
-from cpython.pythread cimport PyThread_get_thread_ident
-from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
 from cpython.buffer cimport PyBUF_SIMPLE
 from cpython.buffer cimport PyBUF_WRITABLE
@@ -18,55 +14,35 @@ from cpython.buffer cimport PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport int64_t
 from libc.stdint cimport uint32_t
-from libc.stdlib cimport malloc
 
 from aioqemu._block.aiocb cimport ACB_IN_FLIGHT
+from aioqemu._block.engines cimport Engines
 from aioqemu._block.job cimport JOB_IDLE
-from aioqemu._block.job cimport JOB_RUNNING
 from aioqemu._block.job cimport OP_FAIL
 from aioqemu._block.job cimport OP_READ
-from aioqemu._block.job cimport OP_WRITE
-from aioqemu._block.job cimport AioJob
-from aioqemu._block.job cimport job_size
-from aioqemu._block.linux_aio cimport LinuxAio
-from aioqemu._block.request cimport AIO
-from aioqemu._block.request cimport AUTO
 from aioqemu._block.request cimport IOV_MAX
-from aioqemu._block.request cimport NULL_DEVICE
 from aioqemu._block.request cimport RET_BYTES
 from aioqemu._block.request cimport RET_COUNT
 from aioqemu._block.request cimport RET_INT
 from aioqemu._block.request cimport RET_NONE
-from aioqemu._block.request cimport THREADS
-from aioqemu._block.request cimport URING
 from aioqemu._block.request cimport BlockPool
 from aioqemu._block.request cimport BlockRequest
-from aioqemu._block.request cimport Cut
 from aioqemu._block.request cimport Gate
-from aioqemu._block.request cimport job_done
-from aioqemu._block.ring cimport RingEngine
-from aioqemu._block.ring cimport ring_can
-from aioqemu._block.threads cimport ThreadPool
 from aioqemu._engine.context cimport AioContext
 from aioqemu._engine.lists cimport done_pop
-from aioqemu._engine.lists cimport done_push
 from aioqemu._engine.types cimport CqeHandler
 from aioqemu._sys.file cimport RWF_NOWAIT
 from aioqemu._sys.file cimport aq_preadv
 from aioqemu._sys.libc cimport ECANCELED
 from aioqemu._sys.libc cimport EINVAL
 from aioqemu._sys.libc cimport EIO
-from aioqemu._sys.libc cimport ENOMEM
 
-from aioqemu._block.request import Engine
 from aioqemu._engine import unclosed
 
 cdef enum:
     SETTLE_MS = 5000         # how long close() waits for the kernel
 
 cdef object _warn_unclosed = unclosed.warn_unclosed
-
-ENGINE_NAMES = ("auto", "io_uring", "threads", "linux_aio", "null")
 
 
 @cython.final
@@ -85,87 +61,15 @@ cdef class _Both:
         return self.inner(req) if verdict is None else verdict
 
 
-cdef class BlockService(Launcher):
+cdef class BlockService(Engines):
     """Takes the block requests of one context; `service_of` makes it."""
 
     def __init__(self, AioContext ctx not None):
-        ctx.check_usable()
-        if ctx.service is not None:
-            raise RuntimeError("the AioContext has a block service already")
-        self.ctx = ctx
+        Engines.__init__(self, ctx)
         self.requests = BlockPool(None, BlockRequest)
-        self.first = self.last = NULL
         self.read_now_bytes = 1 << 20
         self.budget = self.read_now_bytes
-        self.max_threads = 64
         ctx.service = self
-        if ctx.mon.name == "io_uring":
-            self.ring = RingEngine(ctx)
-
-    @property
-    def context(self):
-        """The AioContext."""
-        return self.ctx
-
-    @property
-    def threads(self):
-        """How many threads the pool has now."""
-        return 0 if self.pool is None else self.pool.threads
-
-    @property
-    def in_flight(self):
-        """How many requests there are, those that wait for their turn included."""
-        cdef PyObject *op = self.first
-        cdef Py_ssize_t n = 0
-        while op != NULL:
-            n += 1
-            op = (<BlockRequest>op).behind
-        return n
-
-    def stats(self):
-        """How many requests each engine has been given, and what else is counted."""
-        return {
-            "requests": {ENGINE_NAMES[i]: self.counts[i] for i in range(1, 5)},
-            "read_now": self.n_now,
-            "in_flight": self.in_flight,
-            "threads": self.threads,
-            "private_ring": self.ring is not None and self.ring.private,
-        }
-
-    # -- engines --------------------------------------------------------------------------
-
-    def engine_of(self, int op, int engine):
-        """Which engine serves an operation if `engine` was picked for its file."""
-        if engine == NULL_DEVICE:
-            return Engine.NULL_DEVICE
-        if engine == URING and ring_can(op):
-            return Engine.URING
-        if engine == AIO and (op == OP_READ or op == OP_WRITE):
-            return Engine.AIO
-        return Engine.THREADS
-
-    def use_ring(self):
-        """Make a ring, unless the context has one.
-
-        Raises:
-            OSError: the kernel refuses.
-        """
-        if self.ring is None:
-            self.ring = RingEngine(self.ctx)
-
-    def use_linux_aio(self):
-        """Make the Linux AIO context.
-
-        Raises:
-            OSError: the kernel refuses.
-        """
-        if self.aio is None:
-            self.aio = LinuxAio(self.ctx)
-
-    cdef ThreadPool _threads(self):
-        if self.pool is None:
-            self.pool = ThreadPool(self.ctx, self.max_threads)
-        return self.pool
 
     def swap_hook(self, hook):
         """Have `hook(request)` called before each submission of what is made from now on.
@@ -181,14 +85,6 @@ cdef class BlockService(Launcher):
         return before
 
     # -- making requests ------------------------------------------------------------------
-
-    cdef int check_thread(self) except -1:
-        self.ctx.check_usable()
-        if self.closing:
-            raise RuntimeError("the AioContext is closing")
-        if self.ctx.home != 0 and self.ctx.home != PyThread_get_thread_ident():
-            raise RuntimeError("block requests are made in the context's own thread")
-        return 0
 
     cdef BlockRequest new(self, object bs, object cb, object opaque, int op, int fd):
         cdef BlockRequest req
@@ -354,7 +250,7 @@ cdef class BlockService(Launcher):
     def unpark(self, BlockRequest req not None):
         """End a parked request."""
         if req.linked and req.job.state == JOB_IDLE:
-            self._end_soon(req, 0)
+            self.end_soon(req, 0)
 
     def compound(self, steps, *, int kind=RET_NONE, int64_t wanted=0, value=None,
                  Gate gate=None, bs=None, cb=None, opaque=None, filename=None,
@@ -384,35 +280,7 @@ cdef class BlockService(Launcher):
         req.gate = None
         req.job.op = OP_FAIL
         self.link(req)
-        return self._end_soon(req, -err)
-
-    # -- the way of a request -------------------------------------------------------------
-
-    cdef void link(self, BlockRequest req) noexcept:
-        req.linked = True
-        Py_INCREF(req)
-        req.behind = NULL
-        req.before = self.last
-        if self.last == NULL:
-            self.first = <PyObject *>req
-        else:
-            (<BlockRequest>self.last).behind = <PyObject *>req
-        self.last = <PyObject *>req
-
-    cdef void unlink(self, BlockRequest req) noexcept:
-        if not req.linked:
-            return
-        req.linked = False
-        if req.before == NULL:
-            self.first = req.behind
-        else:
-            (<BlockRequest>req.before).behind = req.behind
-        if req.behind == NULL:
-            self.last = req.before
-        else:
-            (<BlockRequest>req.behind).before = req.before
-        req.before = req.behind = NULL
-        Py_DECREF(req)
+        return self.end_soon(req, -err)
 
     cdef int start(self, BlockRequest req) except -1:
         self.link(req)
@@ -420,103 +288,9 @@ cdef class BlockService(Launcher):
             self.launch(req)
         return 0
 
-    cdef int launch(self, BlockRequest req) except -1:
-        """Give it to its engine, now or, where a fault injector says so, later."""
-        if req.asked:
-            return self._end_soon(req, -ECANCELED)
-        if req.steps is not None:
-            return self._advance(req, None)
-        if req.hook is not None:
-            try:
-                verdict = req.hook(req)
-            except Exception as exc:
-                self.ctx.report("Exception in a fault rule", exc, {"request": req})
-                verdict = -EIO
-            if verdict is not None:
-                if isinstance(verdict, int):
-                    return self._end_soon(req, verdict)
-                self._delay(req, verdict)
-                return 0
-        return self._issue(req)
-
-    def _delay(self, BlockRequest req, seconds):
-        req.timer = self.ctx.timer_new(self._delayed, req)
-        req.timer.mod(time.monotonic_ns() + <int64_t>(seconds * 1e9))
-
-    def _delayed(self, BlockRequest req):
-        req.timer = None
-        self._issue(req)
-
-    def shorten(self, BlockRequest req not None, int64_t n):
-        """Have the next submission transfer only `n` bytes; for fault injection."""
-        n = n if n < req.align else n - n % req.align    # or the kernel refuses it
-        n = n if n > req.align else req.align
-        if req.job.niov < 1 or not 0 < n < <int64_t>req.job.iov.iov_len:
-            return
-        if req.cut != NULL:
-            return
-        req.cut = <Cut *>malloc(sizeof(Cut))
-        if req.cut == NULL:
-            raise MemoryError()
-        req.cut.iov = req.job.iov
-        req.cut.niov = req.job.niov
-        req.cut.part.iov_base = req.job.iov.iov_base
-        req.cut.part.iov_len = <size_t>n
-        req.job.iov = &req.cut.part
-        req.job.niov = 1
-
-    cdef int _end_soon(self, BlockRequest req, int ret) noexcept:
-        """End it in the next pass, without any engine."""
-        req.job.cqe.cb = job_done
-        req.job.cqe.opaque = <void *>req
-        req.job.cqe.res = ret
-        req.job.engine = AUTO
-        req.job.state = JOB_RUNNING
-        done_push(&self.ctx.st, &req.job.cqe)
-        if self.ctx.always_write:
-            self.ctx.wake()
-        return 0
-
-    cdef int _issue(self, BlockRequest req) except -1:
-        cdef AioJob *job = &req.job
-        cdef int engine = req.engine
-        job.cqe.cb = job_done
-        job.cqe.opaque = <void *>req
-        if job.op == OP_FAIL:
-            return self._end_soon(req, job.cqe.res)
-        if engine == NULL_DEVICE:
-            self.counts[<int>NULL_DEVICE] += 1
-            if job.op == OP_READ:
-                req.zero_memory()
-            return self._end_soon(req, job_size(job))
-        if engine == URING and self.ring is not None and ring_can(job.op):
-            job.engine = URING
-            if self.ring.add(job, req.align > 1 and not self.plugged):
-                self.counts[<int>URING] += 1
-                return 0
-        if engine == AIO and self.aio is not None and (
-                job.op == OP_READ or job.op == OP_WRITE):
-            job.engine = AIO
-            self.counts[<int>AIO] += 1
-            self.aio.add(job)
-            if self.aio.n_queued >= 8 and not self.plugged:
-                self.aio.submit()
-            if self.ctx.always_write:
-                self.ctx.wake()
-            return 0
-        job.engine = THREADS
-        self.counts[<int>THREADS] += 1
-        try:
-            self._threads().submit(job)
-        except OSError as exc:
-            return self._end_soon(req, -(exc.errno or EIO))
-        except MemoryError:
-            return self._end_soon(req, -ENOMEM)
-        return 0
-
     # -- requests made of requests --------------------------------------------------------
 
-    cdef int _advance(self, BlockRequest req, object ret) except -1:
+    cdef int advance(self, BlockRequest req, object ret) except -1:
         cdef BlockRequest child
         cdef object result
         cdef object before = self.hook_now
@@ -546,91 +320,14 @@ cdef class BlockService(Launcher):
                             {"request": req})
         finally:
             self.hook_now = before
-        self._end_soon(req, result or 0)
-        return 0
-
-    # -- cancelling -----------------------------------------------------------------------
-
-    cdef int cancel(self, BlockRequest req) except -1:
-        cdef AioJob *job = &req.job
-        if not req.linked:
-            return 0
-        if req.gate is not None and not req.entered:
-            if req.gate.forget(req):
-                self._end_soon(req, -ECANCELED)
-            return 0                 # else it is over: its completion is being told
-        if req.timer is not None:
-            req.timer.delete()
-            req.timer = None
-            return self._end_soon(req, -ECANCELED)
-        if req.child is not None:
-            req.child._ask()
-            return 0
-        if job.state == JOB_IDLE:
-            if job.op == OP_FAIL and req.steps is None:
-                return self._end_soon(req, -ECANCELED)    # parked
-            return 0
-        if job.engine == THREADS:
-            self.pool.cancel(job)
-        elif job.engine == AIO:
-            if self.aio.cancel(job):
-                self._end_soon(req, -ECANCELED)
-        elif job.engine == URING:
-            if self.ring.take_back(job):
-                self._end_soon(req, -ECANCELED)
-            elif not self.ring.tell_cancel(job):
-                req.kernel_has = True
-                self.untold = True
-                self.ctx.wake()
+        self.end_soon(req, result or 0)
         return 0
 
     # -- the context's calls --------------------------------------------------------------
 
-    cdef int submit(self) except -1:
-        cdef BlockRequest req
-        cdef PyObject *op
-        if self.untold:
-            self.untold = False
-            op = self.first
-            while op != NULL:
-                req = <BlockRequest>op
-                if req.kernel_has:
-                    req.kernel_has = False
-                    if req.job.state == JOB_RUNNING and not self.ring.tell_cancel(&req.job):
-                        req.kernel_has = True
-                        self.untold = True
-                op = req.behind
-        if self.ring is not None and (
-                self.ring.pending.head != NULL or self.ring.private):
-            self.ring.submit()
-        if self.aio is not None and self.aio.queue.head != NULL:
-            self.aio.submit()
-        return 0
-
     cdef int collect(self) noexcept:
         self.budget = self.read_now_bytes
-        if self.pool is not None:
-            self.pool.collect(&self.ctx.st)
-        if self.ring is not None and self.ring.private:
-            self.ring.collect()
-        return 0
-
-    def plug(self):
-        """Keep what is prepared until as many calls of `unplug`, or the end of the pass."""
-        self.plugged += 1
-
-    def unplug(self):
-        """Undo one `plug`; the last hands everything over."""
-        self.plugged -= 1
-        if not self.plugged:
-            self.flush()
-
-    def flush(self):
-        """Hand everything that was prepared to the kernel now."""
-        self.check_thread()
-        if self.ctx.mon_thread == self.ctx.home:
-            self.submit()
-            self.ctx.mon.flush()
+        return Engines.collect(self)
 
     cdef int shut(self, bint child) except -1:
         cdef PyObject *op
@@ -710,7 +407,7 @@ cdef class BlockService(Launcher):
 
 def _child_over(BlockRequest parent not None, ret):
     parent.child = None
-    (<BlockService>parent.service)._advance(parent, ret)
+    (<BlockService>parent.service).advance(parent, ret)
 
 
 def service_of(AioContext ctx not None):

@@ -28,10 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from aioqemu._block.request import BlockRequest
     from aioqemu._block.service import BlockService
-
-    Hook = Callable[[BlockRequest], object]
 
 ENGINES = ("auto", "io_uring", "linux_aio", "threads")
 _MODES = {
@@ -327,6 +324,13 @@ class Opening:
         wrapped: BlockDevice = self._wrap(blk)
         return wrapped
 
+    def wrapped(self, wrap: Callable[[Any], Any]) -> Opening:
+        """The same opening, whose device is put into something else."""
+        other = copy.copy(self)
+        before = self._wrap
+        other._wrap = lambda blk: wrap(before(blk))
+        return other
+
     async def _open(self) -> BlockDevice:
         served = service(self._ctx)
         if self._path == "null://":
@@ -351,89 +355,3 @@ class Opening:
             filename=self._path,
         )
         return self._made(fd, served, engine)
-
-
-# The methods of a device that make requests.
-_REQUESTS = frozenset(
-    {
-        "pread",
-        "pread_into",
-        "preadv",
-        "pwrite",
-        "pwritev",
-        "flush",
-        "discard",
-        "write_zeroes",
-        "truncate",
-        "map",
-        "copy_range",
-        "aio_preadv",
-        "aio_pwritev",
-        "aio_flush",
-        "aio_discard",
-    }
-)
-
-
-class FaultyDevice:
-    """A device seen through fault rules; has all that the device has.
-
-    It shares everything with the device, which may be used beside it: only requests
-    that are made here meet the rules.
-    """
-
-    def __init__(self, device: Any, hook: Hook) -> None:
-        self._device = device
-        # The device at the bottom, where several are stacked.
-        self._faulty_device = getattr(device, "_faulty_device", device)
-        self._rules = hook
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._device!r}>"
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._device, name)
-        if name not in _REQUESTS:
-            return found
-
-        def through_the_rules(*args: Any, **kwargs: Any) -> Any:
-            served = self._faulty_device._service
-            before = served.swap_hook(None)
-            served.swap_hook(self._rules if before is None else _both(before, self))
-            try:
-                return found(*args, **kwargs)
-            finally:
-                served.swap_hook(before)
-
-        return through_the_rules
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._device.close()
-
-
-def _both(outer: Hook, faulty: FaultyDevice) -> Hook:
-    def ask(req: BlockRequest) -> object:
-        verdict = outer(req)
-        return faulty._rules(req) if verdict is None else verdict
-
-    return ask
-
-
-def with_faults(inner: Any, hook: Hook) -> Any:
-    """A device, or the opening of one, whose requests go through `hook`."""
-    if isinstance(inner, Opening):
-        opening = copy.copy(inner)
-        before = inner._wrap
-        opening._wrap = lambda blk: with_faults(before(blk), hook)
-        return opening
-    if not isinstance(inner, (_Async, FaultyDevice)):
-        raise TypeError(f"a block device is expected, got {inner!r}")
-    return FaultyDevice(inner, hook)
