@@ -4,6 +4,9 @@ from typing import Any
 from typing_extensions import disjoint_base
 
 @disjoint_base
+class Service: ...
+
+@disjoint_base
 class AioCore:
     @property
     def closed(self) -> bool: ...
