@@ -16,7 +16,7 @@ import pytest
 from aioqemu import block
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 
