@@ -762,7 +762,7 @@ def test_flushed(run: Run, own: AioContext, driver: Driver) -> None:
     async def main() -> None:
         done: list[int] = []
         for i in range(5):
-            driver.after(0.01 * i, i, lambda _, ret: done.append(ret))
+            driver.after(0.005 * i, i, lambda _, ret: done.append(ret))
         ticks = 0
 
         async def tick() -> None:

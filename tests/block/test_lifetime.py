@@ -335,6 +335,9 @@ def test_io_uring_refused(denied: int, image: Path) -> None:
     assert out == "refused\n"
 
 
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer pads allocations"
+)
 def test_ten_thousand_in_flight_are_small(fdmon: str) -> None:
     out = run_script(
         """
