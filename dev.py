@@ -197,6 +197,13 @@ def bench(_options: argparse.Namespace, rest: list[str]) -> int:
     return environment.call([environment.python, "benchmarks/run.py", *rest])
 
 
+def disk(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Measure block requests beside file libraries, fio and qemu-img."""
+    environment = Environment(this_interpreter())
+    prepare(environment, "bench", "disk")()
+    return environment.call([environment.python, "benchmarks/disk.py", *rest])
+
+
 def build(_options: argparse.Namespace, _rest: list[str]) -> int:
     """Build and install into this interpreter's environment."""
     environment = Environment(this_interpreter())
@@ -306,8 +313,10 @@ def clean(options: argparse.Namespace, _rest: list[str]) -> int:
     return 0
 
 
+MEASURING = ("bench", "disk")  # --help and all else goes to the program behind
 VERBS = {
     "bench": bench,
+    "disk": disk,
     "test": test,
     "quick": quick,
     "lint": lint,
@@ -323,12 +332,12 @@ def main() -> int:
     """Read the command line and run one verb."""
     parser = argparse.ArgumentParser(
         description="Build, test and measure aioqemu.",
-        epilog="Further arguments go to pytest or to benchmarks/run.py.",
+        epilog="Further arguments go to pytest, or to the programs in benchmarks.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, function in VERBS.items():
         line = (function.__doc__ or "").splitlines()[0]
-        verb = verbs.add_parser(name, help=line, add_help=name != "bench")
+        verb = verbs.add_parser(name, help=line, add_help=name not in MEASURING)
         if name == "test":
             verb.add_argument(
                 "--fetch",
@@ -340,7 +349,7 @@ def main() -> int:
     options, rest = parser.parse_known_args()
     if rest and rest[0] == "--":
         del rest[0]
-    if rest and options.verb not in {"bench", "test", "quick", "asan"}:
+    if rest and options.verb not in {*MEASURING, "test", "quick", "asan"}:
         parser.error(f"{options.verb} takes no further arguments: {' '.join(rest)}")
     try:
         return VERBS[options.verb](options, rest)
