@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from .adapter import adapt
 
-globals().update(adapt("test_server_context"))
+globals().update(adapt("test_server_context", since=(3, 15)))
