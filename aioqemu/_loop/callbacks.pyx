@@ -301,6 +301,11 @@ cdef class LoopCallbacks:
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
+            if (isinstance(exc.__context__, (SystemExit, KeyboardInterrupt))
+                    and asyncio._get_running_loop() is not self):
+                # A task that forked wants to leave the child, where Python 3.14 has no
+                # running loop any more and made an error of that.
+                raise exc.__context__
             callback = handle._callback
             source = format_callback_source(callback, handle._args or ())
             context = {

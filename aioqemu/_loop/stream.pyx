@@ -117,9 +117,9 @@ cdef StreamTransport _new(LoopCore loop, object sock, int fd, tuple kind, object
     return t
 
 
-cdef bint _is_tcp(int family, int type_, int proto) noexcept:
-    return ((family == AF_INET or family == AF_INET6) and type_ == SOCK_STREAM
-            and (proto == 0 or proto == IPPROTO_TCP))
+cdef bint _is_tcp(object sock) except -1:
+    return (sock.family in (AF_INET, AF_INET6) and sock.type == SOCK_STREAM
+            and sock.proto in (0, IPPROTO_TCP))
 
 
 def make_stream_transport(LoopCore loop not None, sock, protocol, waiter=None, *,
@@ -129,7 +129,7 @@ def make_stream_transport(LoopCore loop not None, sock, protocol, waiter=None, *
     `connection_made` is called in the next pass; then `waiter`, if given, is resolved.
     """
     loop._ensure_fd_no_transport(sock)
-    if _is_tcp(sock.family, sock.type, sock.proto):
+    if _is_tcp(sock):
         sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     return _new(loop, sock, sock.fileno(), None, protocol, waiter,
                 dict(extra) if extra else {}, server)
@@ -147,7 +147,7 @@ def prepare_listener(sock):
     kind = (int(sock.family), int(sock.type), int(sock.proto))
     if kind[0] not in (AF_INET, AF_INET6, AF_UNIX):
         return None
-    if _is_tcp(kind[0], kind[1], kind[2]):
+    if _is_tcp(sock):
         sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     return kind
 

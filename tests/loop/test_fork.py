@@ -271,6 +271,12 @@ if pid:
 def test_a_child_leaves_through_the_parents_runner(
     any_loop: asyncio.AbstractEventLoop, how: str
 ) -> None:
+    if sys.version_info >= (3, 14):
+        # There is no running loop in the child, and asyncio's tasks do not end then.
+        if how == "return":
+            pytest.skip("a task that forked cannot return in the child")
+        if not is_ours(any_loop):
+            pytest.skip("the stock loop runs on for ever in the child")
     _run(
         any_loop,
         f"how = {how!r}"

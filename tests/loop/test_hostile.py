@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
-import sys
 from typing import Any
 
 import pytest
@@ -157,10 +156,7 @@ def test_a_forked_child_sends_nothing_of_the_parents_and_may_exit(
     fdmon: str,
 ) -> None:
     quiet = ("-W", "ignore")  # the child closes nothing
-    # From 3.14 on asyncio forgets the running loop in the child, so a task that raises
-    # SystemExit there ends in asyncio's RuntimeError, and the loop then in its own.
-    code = "3" if sys.version_info < (3, 14) else "1"
-    assert run_script(FORK, fdmon, options=quiet).split() == [code, "parent's"]
+    assert run_script(FORK, fdmon, options=quiet).split() == ["3", "parent's"]
 
 
 AWAIT_IN_CHILD = """
