@@ -134,14 +134,11 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
         steps.table()
         return 1
     # The whole suite, below, runs what is left out here on each backend.
-    variants = {
-        "asyncio debug mode": {
-            "PYTHONASYNCIODEBUG": "1",
-            "AIOQEMU_FDMON": default_backend(environment),
-        }
-    }
-    variants |= {f"AIOQEMU_FDMON={name}": {"AIOQEMU_FDMON": name} for name in BACKENDS}
-    for name, extra in variants.items():
+    debugged = default_backend(environment)
+    for name in BACKENDS:
+        extra = {"AIOQEMU_FDMON": name}
+        if name == debugged:
+            extra["PYTHONASYNCIODEBUG"] = "1"
         words = [
             "--no-control",
             "-m",
@@ -149,8 +146,9 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
             *(f"--ignore={path}" for path in LOOP_FREE),
         ]
         words += rest
+        given = " ".join(f"{key}={value}" for key, value in extra.items())
         steps.run(
-            f"tests with {name}", partial(pytest, environment, words, extra=extra)
+            f"tests with {given}", partial(pytest, environment, words, extra=extra)
         )
     steps.run(f"whole suite on {label}", partial(pytest, environment, rest))
     steps.table()
