@@ -113,9 +113,10 @@ cdef class AioContext(AioHandlers):
         """Drop a reference (`aio_context_unref`); the last one closes the context."""
         if self.refs <= 0:
             raise RuntimeError("the AioContext has no reference left")
-        self.refs -= 1
-        if self.refs == 0:
-            self.close()
+        if self.refs == 1:
+            self.close()        # may refuse: then the reference is kept
+        else:
+            self.refs -= 1
 
     @property
     def refcount(self):
@@ -123,7 +124,11 @@ cdef class AioContext(AioHandlers):
         return self.refs
 
     def close(self):
-        """Give everything back; twice does nothing.  What is scheduled does not run."""
+        """Give everything back; twice does nothing.  What is scheduled does not run.
+
+        Raises:
+            RuntimeError: another thread is inside `poll`, or its loop is running.
+        """
         self._close()
 
     cdef int _close(self) except -1:
@@ -131,12 +136,15 @@ cdef class AioContext(AioHandlers):
             return 0
         if self.mon.waiting and self.home != PyThread_get_thread_ident():
             raise RuntimeError("another thread polls the AioContext")
+        if self.running and self.fork_generation == fork_generation:
+            raise RuntimeError("the AioContext's loop is running")
         self.closed = True
         self.refs = 0
         self.drop_bottom_halves()       # no callback runs any more
         self.close_core()
         self.flushers = []
         self.poll_guard = None
+        self.slow_hook = None
         return 0
 
     # -- a pass -----------------------------------------------------------------------

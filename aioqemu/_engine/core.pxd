@@ -61,10 +61,13 @@ cdef class AioCore:
     cdef unsigned long home        # thread ident, 0 before the first poll
     cdef unsigned long mon_thread  # the thread that the monitor was started in
     cdef int fork_generation
+    cdef bint running              # a loop is inside its run; nobody else closes it
     cdef readonly bint closed
     cdef int64_t now_ns            # read once a pass, after the wait
     cdef int64_t poll_ns, poll_max_ns, poll_grow, poll_shrink
     cdef object exception_handler
+    # Debug mode: called with a transport and the seconds that its callbacks took.
+    cdef object slow_hook
     cdef object reason             # why the backend was chosen
     cdef object __weakref__
 

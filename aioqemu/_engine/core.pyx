@@ -526,6 +526,8 @@ cdef class AioCore:
         """Run the callbacks of a node that has left its queue; 1 if it is a user's."""
         cdef uint32_t revents = node.revents
         cdef uint32_t writable
+        cdef int64_t began = 0
+        cdef object owner = None
         node.revents = 0
         if revents & POLLNVAL:
             self._lose_and_report(node)
@@ -536,6 +538,9 @@ cdef class AioCore:
                 self.mon.update(node)
             return 0
         self.counts.fd_events += 1
+        if self.slow_hook is not None and node.owner == AIO_OWNER_TRANSPORT:
+            owner = <object>node.opaque
+            began = aq_now_ns()
         node.walking += 1
         try:
             if node.events & POLLIN and revents & (POLLIN | POLLPRI | POLLHUP | POLLRDHUP
@@ -554,6 +559,8 @@ cdef class AioCore:
                 node_reap(&self.st, node)
             elif node.armed == 0 and self.fork_generation == fork_generation:
                 self.mon.update(node)
+        if owner is not None and self.slow_hook is not None:
+            self.slow_hook(owner, (aq_now_ns() - began) * 1e-9)
         return 1
 
     cdef int _lose_and_report(self, AioHandler *node) except -1:

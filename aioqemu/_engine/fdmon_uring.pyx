@@ -185,7 +185,12 @@ cdef class FdMonUring(FdMon):
         self.announced = False
         for fd in range(self.st.table_size):
             node = self.st.table[fd]
-            if node != NULL:
+            if node == NULL:
+                continue
+            if fd == self.ring.fd:
+                # Closed behind our back: the number came free and is the ring's now.
+                ready_push(self.st, node, POLLNVAL)
+            else:
                 self._arm(node)
         return 0
 

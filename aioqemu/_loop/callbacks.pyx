@@ -157,6 +157,8 @@ cdef class LoopCallbacks:
     def set_debug(self, enabled):
         """Switch debug mode: slow callbacks, foreign threads and wrong callbacks show."""
         self.debug = bool(enabled)
+        if self.context is not None:
+            self.context.slow_hook = self._report_slow if self.debug else None
 
     def is_running(self):
         """Whether the loop is running."""
@@ -328,13 +330,17 @@ cdef class LoopCallbacks:
                 self.handle_failed(handle)
             took = aq_now_ns() - began
             if took * 1e-9 >= self.slow_callback_duration:
-                callback = handle._callback
-                owner = getattr(callback, "__self__", None)
-                what = repr(owner) if isinstance(owner, asyncio.Task) else str(handle)
-                logger.warning("Executing %s took %.3f seconds", what, took * 1e-9)
+                owner = getattr(handle._callback, "__self__", None)
+                self._report_slow(
+                    owner if isinstance(owner, asyncio.Task) else handle, took * 1e-9)
         finally:
             self._current_handle = None
         return 0
+
+    def _report_slow(self, what, took):
+        """In debug mode: what was executed, a handle, task or transport, and how long."""
+        if took >= self.slow_callback_duration:
+            logger.warning("Executing %r took %.3f seconds", what, took)
 
     cdef int _run_ready(self) except -1:
         cdef Py_ssize_t n = self._n_ready

@@ -34,6 +34,7 @@ cdef class LoopCore(LoopFds):
         self.context = context
         context.exception_handler = self._context_exception
         context.poll_guard = self._poll_guard
+        self.set_debug(self.debug)
         # Elsewhere it would save nothing, and a request on a ring holds its file open.
         self.leaves_armed = context.mon.name == "epoll"
         self.closed = False
@@ -81,6 +82,7 @@ cdef class LoopCore(LoopFds):
         self._init_core(new)
         if self.thread != 0:
             new.enter_thread()
+            new.running = True
         return 0
 
     def _context_exception(self, context):
@@ -155,10 +157,12 @@ cdef class LoopCore(LoopFds):
         if self.in_child():
             self._renew()
         self.context.enter_thread()
+        self.context.running = True
         self.thread = PyThread_get_thread_ident()
 
     def _leave_run(self):
         self.thread = 0
+        self.context.running = False
         self.stopping = False
 
     def _run(self):

@@ -291,6 +291,11 @@ cdef class StreamTransport(SocketTransport):
             self._unregister()
             self._schedule_lost(None)
 
+    def abort(self):
+        """Close the connection now; what the kernel does not take at once is lost."""
+        self.get_write_buffer_size()    # the stock loop would have sent it in write()
+        self._force_close(None)
+
     # -- reading --------------------------------------------------------------------------
 
     cdef int _read(self) except -1:

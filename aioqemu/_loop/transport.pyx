@@ -9,6 +9,8 @@ import socket as _socket
 from contextvars import copy_context as _copy_context
 from weakref import ref as _weakref
 
+from cpython.object cimport Py_TPFLAGS_HEAPTYPE
+from cpython.type cimport PyType_HasFeature
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint32_t
@@ -58,10 +60,11 @@ cdef class SocketTransport(TransportBase):
     """What the transports of sockets have in common; not made as such."""
 
     def __cinit__(self):
-        if type(self) is SocketTransport:
-            raise TypeError("transports are made by the loop")
         self.fd = -1
         self.node = NULL
+        if type(self) is SocketTransport or PyType_HasFeature(
+                type(self), Py_TPFLAGS_HEAPTYPE):
+            raise TypeError("transports are made by the loop")
 
     def __init__(self):
         raise TypeError("transports are made by the loop")

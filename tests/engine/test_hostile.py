@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
+import socket
 import threading
 import time
 from typing import Any
@@ -55,12 +57,50 @@ def test_a_context_that_was_not_initialised_refuses_everything() -> None:
     lazy.close()
 
 
-def test_a_loop_whose_context_was_closed_under_it_says_so(fdmon: str) -> None:
+@pytest.mark.parametrize("way", ["close", "unref"])
+def test_a_context_is_not_closed_under_its_running_loop(fdmon: str, way: str) -> None:
+    async def main() -> str:
+        context = asyncio.get_running_loop().context  # type: ignore[attr-defined]
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="loop is running"):
+                getattr(context, way)()
+        await asyncio.sleep(0.001)
+        return "went on"
+
+    assert aioqemu.run(main(), fdmon=fdmon) == "went on"
+
+
+def test_a_loop_whose_context_was_closed_says_so(fdmon: str) -> None:
     loop = aioqemu.new_event_loop(fdmon=fdmon)
-    loop.call_soon(loop.context.close)
-    loop.call_later(0.01, print)
+    loop.context.close()
     with pytest.raises(RuntimeError, match="AioContext is closed"):
         loop.run_forever()
+    loop.close()
+
+
+def test_an_fd_that_became_the_loops_own_is_let_go(fdmon: str) -> None:
+    """Closed before the first run, its number may be the one of the ring."""
+    loop = aioqemu.new_event_loop(fdmon=fdmon)
+    reports: list[Any] = []
+    loop.set_exception_handler(lambda _, report: reports.append(report))
+    left, right = socket.socketpair()
+    fired: list[int] = []
+    loop.add_reader(left.fileno(), fired.append, 1)
+    left.close()
+    loop.call_later(0.01, loop.stop)
+    loop.run_forever()
+    again, other = socket.socketpair()
+    got: list[bytes] = []
+    loop.add_reader(again, lambda: got.append(again.recv(9)))
+    other.send(b"x")
+    loop.call_later(0.02, loop.stop)
+    loop.run_forever()
+    assert got == [b"x"]
+    assert fired == []
+    assert len(reports) <= 1
+    loop.remove_reader(again)
+    for sock in (right, again, other):
+        sock.close()
     loop.close()
 
 

@@ -65,7 +65,10 @@ def test_closing_under_a_poll_of_another_thread_raises(
             time.sleep(0.001)
         with pytest.raises(RuntimeError, match="thread"):
             ctx.close()
+        with pytest.raises(RuntimeError, match="thread"):
+            ctx.unref()
         assert not ctx.closed
+        assert ctx.refcount == 1
     finally:
         pipe.feed()
         thread.join()

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import re
+import socket
 import sys
 import threading
 import time
@@ -27,6 +28,28 @@ def test_debug_can_be_set(any_loop: asyncio.AbstractEventLoop) -> None:
     assert any_loop.get_debug() is True
     any_loop.set_debug(False)
     assert any_loop.get_debug() is False
+
+
+def test_a_slow_protocol_is_told(
+    any_loop: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slow(asyncio.Protocol):
+        def data_received(self, data: bytes) -> None:
+            time.sleep(2 * SLOW)
+            transport.abort()
+
+    left, right = socket.socketpair()
+    transport, _ = any_loop.run_until_complete(
+        any_loop.create_connection(Slow, sock=left)
+    )
+    any_loop.set_debug(True)
+    any_loop.slow_callback_duration = SLOW
+    right.send(b"x")
+    any_loop.run_until_complete(asyncio.sleep(4 * SLOW))
+    lines = [line for line in _logged(caplog).splitlines() if "Executing" in line]
+    assert len(lines) == 1
+    assert re.search(r"Executing <.*> took 0\.\d{3} seconds", lines[0])
+    right.close()
 
 
 @pytest.mark.parametrize("value", ["", "1"])

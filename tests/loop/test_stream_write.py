@@ -114,6 +114,22 @@ async def test_close_sends_what_is_pending(family: str) -> None:
         await protocol.lost
 
 
+async def test_what_was_written_right_before_an_abort_is_sent() -> None:
+    loop = asyncio.get_running_loop()
+
+    class Farewell(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            transport.write(b"bye")  # type: ignore[attr-defined]
+            transport.abort()  # type: ignore[attr-defined]
+
+    left, right = socket.socketpair()
+    right.setblocking(False)
+    with right:
+        await loop.create_connection(Farewell, sock=left)
+        assert await asyncio.wait_for(loop.sock_recv(right, 9), 5) == b"bye"
+        assert await asyncio.wait_for(loop.sock_recv(right, 9), 5) == b""
+
+
 async def test_abort_drops_what_is_pending() -> None:
     async with connected("unix") as (transport, protocol, peer):
         transport.write(bytes(BIG))

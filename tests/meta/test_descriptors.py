@@ -41,3 +41,23 @@ def test_a_foreign_self_is_a_type_error(method: object) -> None:
     for wrong in (None, 7, object(), "text"):
         with pytest.raises(TypeError):
             method(wrong)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        cls
+        for name in ("transport", "stream", "datagram", "pipe")
+        for cls in vars(importlib.import_module(f"aioqemu._loop.{name}")).values()
+        if isinstance(cls, type)
+        and cls.__name__.endswith("Transport")
+        and cls.__module__.startswith("aioqemu")
+    ],
+)
+def test_transports_are_made_by_the_loop(cls: type) -> None:
+    made = type("Made", (cls,), {"__init__": lambda _: None})
+    for one in (cls, made):
+        with pytest.raises(TypeError):
+            one()
+        with pytest.raises(TypeError):
+            one.__new__(one)
