@@ -53,16 +53,29 @@ cdef extern from *:
         }
         return 0;
     }
-    static inline void aq_set_iternext(PyTypeObject *type, iternextfunc f)
-    { type->tp_iternext = f; }
+    /* What `await` asks: without an exception that carries the outcome. */
+    static inline void aq_set_next(PyTypeObject *type, iternextfunc next, sendfunc send)
+    {
+        static PyAsyncMethods methods;
+
+        methods.am_send = send;
+        type->tp_as_async = &methods;
+        type->tp_iternext = next;
+    }
     """
     int aq_stop_iteration(object value) noexcept
+    ctypedef enum PySendResult:
+        PYGEN_RETURN
+        PYGEN_ERROR
+        PYGEN_NEXT
     ctypedef PyObject *(*iternextfunc)(PyObject *) noexcept
-    void aq_set_iternext(PyTypeObject *type, iternextfunc f)
+    ctypedef PySendResult (*sendfunc)(PyObject *, PyObject *, PyObject **) noexcept
+    void aq_set_next(PyTypeObject *type, iternextfunc next, sendfunc send)
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
     void Py_INCREF(PyObject *o)
+    void Py_DECREF(PyObject *o)
     bint PyCFunction_CheckExact(object o)
     ctypedef void *PyCFunction
     PyCFunction PyCFunction_GET_FUNCTION(object o)
@@ -342,20 +355,35 @@ cdef class _Waiting:
         return None
 
 
-cdef PyObject *_waiting_next(PyObject *op) except? NULL:
+cdef int _waiting_step(PyObject *op, PyObject **out) except -1:
     cdef _Waiting self = <_Waiting>op
-    cdef object acb = self._step()
-    cdef object outcome
-    if acb is None:
-        outcome = self.outcome
+    cdef object found = self._step()
+    cdef bint over = found is None
+    if over:
+        found = self.outcome
         self.outcome = None
-        aq_stop_iteration(outcome)
-        return NULL
-    Py_INCREF(<PyObject *>acb)
-    return <PyObject *>acb
+    Py_INCREF(<PyObject *>found)
+    out[0] = <PyObject *>found
+    return over
 
 
-aq_set_iternext(<PyTypeObject *>_Waiting, <iternextfunc>_waiting_next)
+cdef PyObject *_waiting_next(PyObject *op) except? NULL:
+    cdef PyObject *found = NULL
+    if _waiting_step(op, &found) == 0:
+        return found
+    aq_stop_iteration(<object>found)
+    Py_DECREF(found)
+    return NULL
+
+
+cdef int _waiting_send(PyObject *op, PyObject *_arg, PyObject **out) except -1:
+    out[0] = NULL
+    return PYGEN_RETURN if _waiting_step(op, out) else PYGEN_NEXT
+
+
+# An error leaves the exception set, as both slots want it: -1 is PYGEN_ERROR, too.
+aq_set_next(<PyTypeObject *>_Waiting, <iternextfunc>_waiting_next,
+            <sendfunc>_waiting_send)
 
 
 cdef class BlockDriverAIOCB:
@@ -606,7 +634,11 @@ cdef class BlockDriverAIOCB:
         if self.loop is None:
             if running_loop is None:
                 raise RuntimeError("asyncio support is not loaded: import aioqemu")
-            loop = running_loop()
+            if self.ctx is not None and self.ctx.runner is not None and (
+                    self.ctx.home == PyThread_get_thread_ident()):
+                loop = self.ctx.runner
+            else:
+                loop = running_loop()
             if loop is None and self.ctx is not None:
                 loop = getattr(self.ctx, "loop", None)
             if loop is None:
@@ -626,10 +658,12 @@ cdef class BlockDriverAIOCB:
 
     cdef int _call_soon(self, object callback, object context) except -1:
         cdef object told = finished if _wakes_a_task(callback) else self
-        if self.loop_thread == PyThread_get_thread_ident():
-            self.loop.call_soon(callback, told, context=context)
-        else:
+        if self.loop_thread != PyThread_get_thread_ident():
             self.loop.call_soon_threadsafe(callback, told, context=context)
+        elif self.ctx is not None and self.ctx.runner is self.loop:
+            self.ctx.soon(self.loop, callback, told, context)
+        else:
+            self.loop.call_soon(callback, told, context=context)
         return 0
 
     cdef int _tell_waiters(self) except -1:

@@ -26,10 +26,19 @@ cdef class DeviceCore:
     cdef public int _fd
     cdef public bint _closed
     cdef public object _hook         # asked before each submission, or None
+    # A request with its memory; `n` counts for bytes alone.
+    cdef BlockRequest prepare(self, int op, object buffers, int64_t n, int flags, int kind,
+                              object cb, object opaque, object after, bint gated)
+    # One whose range is to be checked by the size of its memory.
+    cdef BlockRequest check_and_start(self, BlockRequest req, object offset, bint now)
     # Range-checked, and not to be split: hand it to the service.
     cdef BlockRequest transfer(self, int op, object buffers, int64_t n, int64_t offset,
                                int flags, int kind, object cb, object opaque,
                                object after, bint gated, bint now)
     cdef BlockRequest read(self, object buffers, object n, object offset, int flags,
                            int kind, object cb, object opaque)
+    cdef object write(self, object buffers, object offset, bint fua, int kind, object cb,
+                      object opaque)
+    # Whether a read may be answered from the page cache on the spot.
+    cdef bint _reads_now(self) noexcept
     cdef object problem(self, object verb, object offset, object n, bint writes)

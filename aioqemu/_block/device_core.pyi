@@ -94,15 +94,6 @@ class DeviceCore:
         cb: Callable[[Any, int], object] | None = None,
         opaque: Any = None,
     ) -> BlockRequest: ...
-    def _write(
-        self,
-        buffers: Any,
-        offset: int,
-        fua: bool,
-        kind: int,
-        cb: Callable[[Any, int], object] | None,
-        opaque: Any,
-    ) -> BlockRequest: ...
     def _read_step(self, buffer: Any, offset: int) -> BlockRequest: ...
     def _write_step(
         self,

@@ -138,9 +138,8 @@ cdef class DeviceCore:
 
     # -- reading --------------------------------------------------------------------------
 
-    cdef BlockRequest transfer(self, int op, object buffers, int64_t n, int64_t offset,
-                               int flags, int kind, object cb, object opaque,
-                               object after, bint gated, bint now):
+    cdef BlockRequest prepare(self, int op, object buffers, int64_t n, int flags, int kind,
+                              object cb, object opaque, object after, bint gated):
         cdef BlockService service = self._service
         cdef BlockRequest req = service.new(self, cb, opaque, op, self._fd)
         if gated:
@@ -160,7 +159,28 @@ cdef class DeviceCore:
             req.take_buffers(buffers, op == OP_READ)
         else:
             req.take_buffer(buffers, op == OP_READ)
-        service.set_off(req, offset, self.memory_alignment, now)
+        return req
+
+    cdef BlockRequest check_and_start(self, BlockRequest req, object offset, bint now):
+        cdef int64_t at = 0
+        cdef bint writes = req.job.op == OP_WRITE
+        if not _fits(offset, &at) or self._closed or self.strict_alignment or (
+                req.total > self.length or at > self.length - req.total
+                or writes and self.read_only):
+            problem = self.problem("write" if writes else "read", offset, req.total,
+                                   writes)
+            if problem is not None:
+                self._service.fail_soon(req, problem[0], problem[1])
+                return req
+        self._service.set_off(req, at, self.memory_alignment, now)
+        return req
+
+    cdef BlockRequest transfer(self, int op, object buffers, int64_t n, int64_t offset,
+                               int flags, int kind, object cb, object opaque,
+                               object after, bint gated, bint now):
+        cdef BlockRequest req = self.prepare(op, buffers, n, flags, kind, cb, opaque, after,
+                                             gated)
+        self._service.set_off(req, offset, self.memory_alignment, now)
         return req
 
     cdef BlockRequest read(self, object buffers, object n, object offset, int flags,
@@ -173,7 +193,10 @@ cdef class DeviceCore:
             if problem is not None:
                 return self._refuse(problem, cb, opaque)
         return self.transfer(OP_READ, buffers, size, at, flags, kind, cb, opaque, None,
-                             True, not self.direct and self._fd >= 0)
+                             True, self._reads_now())
+
+    cdef bint _reads_now(self) noexcept:
+        return not self.direct and self._fd >= 0
 
     def pread(self, n, offset):
         """Read `n` bytes at `offset`; awaiting gives bytes.
@@ -185,7 +208,11 @@ cdef class DeviceCore:
 
     def pread_into(self, buffer, offset):
         """Fill a writable buffer from `offset`; awaiting gives the number of bytes."""
-        return self.read(buffer, size_of(buffer), offset, 0, RET_COUNT, None, None)
+        if isinstance(buffer, list):
+            raise TypeError("a buffer is expected, not a list: use preadv")
+        return self.check_and_start(
+            self.prepare(OP_READ, buffer, 0, 0, RET_COUNT, None, None, None, True), offset,
+            self._reads_now())
 
     def preadv(self, buffers, offset):
         """Fill several buffers in order; awaiting gives the number of bytes."""
@@ -214,21 +241,26 @@ cdef class DeviceCore:
         """
         if isinstance(data, list):
             raise TypeError("a buffer is expected, not a list: use pwritev")
-        return self._write(data, offset, fua, RET_COUNT, None, None)
+        return self.write(data, offset, fua, RET_COUNT, None, None)
 
     def pwritev(self, buffers, offset, bint fua=False):
         """Write several buffers in order; awaiting gives the number of bytes."""
-        return self._write(list(buffers), offset, fua, RET_COUNT, None, None)
+        return self.write(list(buffers), offset, fua, RET_COUNT, None, None)
 
     def aio_pwritev(self, offset, iov, int flags=0, cb=None, opaque=None):
         """QEMU's `bdrv_aio_pwritev`; a `flags` of RWF_DSYNC is FUA."""
         cdef list listed = list(iov) if isinstance(iov, (list, tuple)) else [iov]
-        return self._write(listed, offset, flags & RWF_DSYNC != 0, RET_ZERO, cb, opaque)
+        return self.write(listed, offset, flags & RWF_DSYNC != 0, RET_ZERO, cb, opaque)
 
-    def _write(self, buffers, offset, bint fua, int kind, cb, opaque):
+    cdef object write(self, object buffers, object offset, bint fua, int kind, object cb,
+                      object opaque):
         cdef int64_t size = 0
         cdef int64_t at = 0
         cdef int flags = RWF_DSYNC if fua else 0
+        if not self._tracks and not isinstance(buffers, list):
+            return self.check_and_start(
+                self.prepare(OP_WRITE, buffers, 0, flags, kind, cb, opaque, None, True),
+                offset, False)
         n = size_of_all(buffers) if isinstance(buffers, list) else size_of(buffers)
         if not _fits(n, &size) or not _fits(offset, &at) or self._closed or (
                 self.read_only or size > self.length or at > self.length - size

@@ -37,6 +37,9 @@ cdef struct Cut:
     iovec *iov                   # what it was cut from
     int niov
 
+cdef struct Lone:
+    Py_buffer view
+
 cdef class BlockPool(AIOPool):
     pass
 
@@ -75,7 +78,6 @@ cdef class BlockRequest(BlockDriverAIOCB):
     cdef Gate gate
     cdef PyObject *before            # in the service's list of requests in flight
     cdef PyObject *behind
-    # Small types: the whole object fits into the 512 bytes of the fast allocator.
     cdef unsigned char linked        # ... which holds a reference
     cdef unsigned char entered       # counted by the gate
     cdef unsigned char full          # a transfer that ends early goes on
@@ -90,9 +92,10 @@ cdef class BlockRequest(BlockDriverAIOCB):
     cdef int64_t wanted              # bytes that the user wants
     cdef Cut *cut
     cdef char *bounce                # aligned memory used instead of the user's
-    # On the heap, where the collector does not see them: clearing one would let go of
-    # memory that the kernel may still write. The iovecs of several lie behind them.
+    # Where the collector does not see them: clearing one would let go of memory that the
+    # kernel may still write.  `lone`, or on the heap with the iovecs behind.
     cdef Py_buffer *views
+    cdef Lone lone
     cdef Py_ssize_t n_views
     cdef object value                # result, or what must live as long as the request
     cdef object hook                 # hook(request) before each submission; faults
@@ -115,6 +118,9 @@ cdef class BlockRequest(BlockDriverAIOCB):
     # The engine has nothing of it any more: tell everybody, once.
     cdef int over(self, int64_t ret) except -1
     cdef int forget_waiters(self) except -1
+
+# A request as new: its fields are zero, None, and `align` 1.
+cdef BlockRequest new_request()
 
 # The completion of every job: what CqeHandler.cb of a request is.
 cdef int job_done(void *opaque) except -1

@@ -21,6 +21,9 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.bytes cimport PyBytes_CheckExact
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
+from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int64_t
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free
@@ -275,6 +278,9 @@ cdef class BlockRequest(BlockDriverAIOCB):
         return 0
 
     cdef int _make_room(self, Py_ssize_t n) except -1:
+        if n == 1:
+            self.views = &self.lone.view
+            return 0
         self.views = <Py_buffer *>malloc(n * (sizeof(Py_buffer) + sizeof(iovec)))
         if self.views == NULL:
             raise MemoryError()
@@ -375,7 +381,8 @@ cdef class BlockRequest(BlockDriverAIOCB):
             for i in range(self.n_views):
                 PyBuffer_Release(&views[i])
             self.n_views = 0
-            free(views)
+            if views != &self.lone.view:
+                free(views)
         if self.bounce != NULL:
             free(self.bounce)
             self.bounce = NULL
@@ -485,3 +492,133 @@ cdef class BlockRequest(BlockDriverAIOCB):
         if not self.done():
             self._exception()        # raises
         return self._outcome()
+
+
+# Requests have a free list: most of what one costs is else to be made and forgotten.
+
+cdef extern from "Python.h":
+    PyObject *PyObject_Init(PyObject *, PyTypeObject *)
+    void PyObject_GC_Track(void *)
+    void PyObject_GC_UnTrack(void *)
+
+cdef extern from *:
+    """
+    static destructor aq_request_dealloc;
+    static inline void aq_set_request_dealloc(PyTypeObject *t, destructor d)
+    { aq_request_dealloc = t->tp_dealloc; t->tp_dealloc = d; }
+    static inline int aq_is_exactly(PyObject *op, PyTypeObject *t)
+    { return Py_TYPE(op) == t; }
+    """
+    ctypedef void (*destructor)(PyObject *) noexcept
+    void aq_request_dealloc(PyObject *op) noexcept
+    void aq_set_request_dealloc(PyTypeObject *t, destructor d)
+    bint aq_is_exactly(PyObject *op, PyTypeObject *t)
+
+cdef enum:
+    FREE_MAX = 256
+
+cdef PyObject *free_requests[FREE_MAX]
+cdef Py_ssize_t n_free_requests = 0
+cdef PyTypeObject *REQUEST_TYPE = <PyTypeObject *>BlockRequest
+
+
+cdef BlockRequest new_request():
+    global n_free_requests
+    cdef BlockRequest req
+    cdef PyObject *op
+    if not n_free_requests:
+        return BlockRequest.__new__(BlockRequest)
+    n_free_requests -= 1
+    op = PyObject_Init(free_requests[n_free_requests], REQUEST_TYPE)
+    PyObject_GC_Track(op)
+    req = <BlockRequest>op
+    Py_DECREF(req)      # PyObject_Init gave one reference, the cast took another
+    return req
+
+
+cdef void _dealloc(PyObject *op) noexcept:
+    global n_free_requests
+    # One that is counted is lost, which its finaliser has to tell.
+    if (n_free_requests == FREE_MAX or (<BlockRequest>op).counted
+            or not aq_is_exactly(op, REQUEST_TYPE)):
+        aq_request_dealloc(op)
+        return
+    PyObject_GC_UnTrack(op)
+    _blank(op)
+    free_requests[n_free_requests] = op
+    n_free_requests += 1
+
+
+cdef void _blank(PyObject *op) noexcept:
+    """Make a request that nobody holds like a new one."""
+    # No variable of the type: each would take and drop a reference.
+    (<BlockRequest>op).drop_memory()
+    if (<BlockRequest>op).pool is not None:
+        (<BlockRequest>op).pool = None
+    if (<BlockRequest>op).bs is not None:
+        (<BlockRequest>op).bs = None
+    if (<BlockRequest>op).cb is not None:
+        (<BlockRequest>op).cb = None
+    if (<BlockRequest>op).opaque is not None:
+        (<BlockRequest>op).opaque = None
+    if (<BlockRequest>op).ctx is not None:
+        (<BlockRequest>op).ctx = None
+    if (<BlockRequest>op).unplaced is not None:
+        (<BlockRequest>op).unplaced = None
+    if (<BlockRequest>op).loop is not None:
+        (<BlockRequest>op).loop = None
+    if (<BlockRequest>op).waiter is not None:
+        (<BlockRequest>op).waiter = None
+    if (<BlockRequest>op).waiter_context is not None:
+        (<BlockRequest>op).waiter_context = None
+    if (<BlockRequest>op).more_waiters is not None:
+        (<BlockRequest>op).more_waiters = None
+    if (<BlockRequest>op).cancel_message is not None:
+        (<BlockRequest>op).cancel_message = None
+    if (<BlockRequest>op).service is not None:
+        (<BlockRequest>op).service = None
+    if (<BlockRequest>op).gate is not None:
+        (<BlockRequest>op).gate = None
+    if (<BlockRequest>op).value is not None:
+        (<BlockRequest>op).value = None
+    if (<BlockRequest>op).hook is not None:
+        (<BlockRequest>op).hook = None
+    if (<BlockRequest>op).after is not None:
+        (<BlockRequest>op).after = None
+    if (<BlockRequest>op).steps is not None:
+        (<BlockRequest>op).steps = None
+    if (<BlockRequest>op).child is not None:
+        (<BlockRequest>op).child = None
+    if (<BlockRequest>op).timer is not None:
+        (<BlockRequest>op).timer = None
+    if (<BlockRequest>op).what is not None:
+        (<BlockRequest>op).what = None
+    if (<BlockRequest>op).filename is not None:
+        (<BlockRequest>op).filename = None
+    (<BlockRequest>op).result_code = 0
+    (<BlockRequest>op).stamp = 0
+    (<BlockRequest>op).loop_thread = 0
+    (<BlockRequest>op).life = 0
+    (<BlockRequest>op).state = 0
+    (<BlockRequest>op).asked = 0
+    (<BlockRequest>op).asking = 0
+    (<BlockRequest>op).cancel_wanted = 0
+    (<BlockRequest>op).release_wanted = 0
+    (<BlockRequest>op).guarded = 0
+    (<BlockRequest>op)._asyncio_future_blocking = 0
+    (<BlockRequest>op).linked = 0
+    (<BlockRequest>op).entered = 0
+    (<BlockRequest>op).full = 0
+    (<BlockRequest>op).kernel_has = 0
+    (<BlockRequest>op).engine = 0
+    (<BlockRequest>op).kind = 0
+    (<BlockRequest>op).retries = 0
+    (<BlockRequest>op).moved = 0
+    (<BlockRequest>op).total = 0
+    (<BlockRequest>op).head = 0
+    (<BlockRequest>op).wanted = 0
+    (<BlockRequest>op).align = 1
+    memset(&(<BlockRequest>op).job, 0, sizeof(AioJob))
+
+
+aq_set_request_dealloc(REQUEST_TYPE, _dealloc)

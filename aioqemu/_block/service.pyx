@@ -28,6 +28,7 @@ from aioqemu._block.request cimport RET_NONE
 from aioqemu._block.request cimport BlockPool
 from aioqemu._block.request cimport BlockRequest
 from aioqemu._block.request cimport Gate
+from aioqemu._block.request cimport new_request
 from aioqemu._engine.context cimport AioContext
 from aioqemu._engine.lists cimport done_pop
 from aioqemu._engine.types cimport CqeHandler
@@ -91,7 +92,7 @@ cdef class BlockService(Engines):
         self.check_thread()
         if cb is not None and not callable(cb):
             raise TypeError(f"a callable object or None is expected, got {cb!r}")
-        req = BlockRequest.__new__(BlockRequest)
+        req = new_request()
         req.pool = self.requests
         req.bs = bs if bs is not None else self.ctx
         req.cb = cb

@@ -30,6 +30,11 @@ cdef struct AioStats:
     uint64_t notify_writes   # notifies that had to write the eventfd
     uint64_t polled_ns       # time spent in adaptive polling
 
+# Have a running loop call callback(arg) in its next pass; `loop.call_soon` without the way
+# through Python.
+ctypedef int (*SoonCallback)(object loop, object callback, object arg,
+                             object context) except -1
+
 cdef class Service:
     # What brings completions to a context beside its fds (the block layer).  Home thread.
     # Hand over what waits, right before a sleep; completions may be appended to st.done.
@@ -62,6 +67,8 @@ cdef class AioCore:
     cdef unsigned long mon_thread  # the thread that the monitor was started in
     cdef int fork_generation
     cdef bint running              # a loop is inside its run; nobody else closes it
+    cdef object runner             # ... that loop, if its call_soon is its own; else None
+    cdef SoonCallback soon         # of the runner
     cdef readonly bint closed
     cdef int64_t now_ns            # read once a pass, after the wait
     cdef int64_t poll_ns, poll_max_ns, poll_grow, poll_shrink

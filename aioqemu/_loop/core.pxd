@@ -10,4 +10,5 @@ cdef class LoopCore(LoopFds):
     cdef int blind_passes          # passes since the last look at the fds
     cdef int64_t last_look_ns
 
+    cdef int _bind_runner(self) except -1
     cdef int _pass(self) except -1

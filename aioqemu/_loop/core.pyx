@@ -28,6 +28,18 @@ cdef enum:
     LOOK_NS = 50000           # or so long after the last look, whichever is first
 
 
+# What a class has that does not override it.
+cdef object _call_soon = LoopFds.call_soon
+
+
+cdef int _soon(object loop, object callback, object arg, object context) except -1:
+    cdef LoopCore self = <LoopCore>loop
+    if self.debug:
+        self.call_soon(callback, arg, context=context)
+        return 0
+    return self.soon(callback, <PyObject *>arg, NULL, context)
+
+
 cdef class LoopCore(LoopFds):
     def _init_core(self, AioContext context not None):
         """Take a context; the loop owns it from now on."""
@@ -82,7 +94,7 @@ cdef class LoopCore(LoopFds):
         self._init_core(new)
         if self.thread != 0:
             new.enter_thread()
-            new.running = True
+            self._bind_runner()
         return 0
 
     def _context_exception(self, context):
@@ -157,12 +169,20 @@ cdef class LoopCore(LoopFds):
         if self.in_child():
             self._renew()
         self.context.enter_thread()
-        self.context.running = True
+        self._bind_runner()
         self.thread = PyThread_get_thread_ident()
+
+    cdef int _bind_runner(self) except -1:
+        self.context.running = True
+        if type(self).call_soon is _call_soon and "call_soon" not in vars(self):
+            self.context.soon = _soon
+            self.context.runner = self
+        return 0
 
     def _leave_run(self):
         self.thread = 0
         self.context.running = False
+        self.context.runner = None
         self.stopping = False
 
     def _run(self):
