@@ -87,8 +87,8 @@ class _Runner(asyncio.Runner):  # type: ignore[misc]  # final for typeshed only
     def close(self) -> None:
         if os.getpid() == self._pid:
             super().close()
-        # In a child nothing is cancelled or shut down: the tasks are the parent's, which
-        # goes on with them.
+        # In a child nothing is cancelled or shut down: the tasks are the parent's,
+        # which goes on with them.
 
 
 def _is_running() -> bool:
