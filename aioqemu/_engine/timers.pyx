@@ -15,7 +15,11 @@ from cpython.mem cimport PyMem_RawRealloc
 from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
 from cython cimport final
+from libc.stdint cimport int64_t
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport qsort
+from libc.string cimport memcpy
+from libc.string cimport memset
 
 from aioqemu._engine.types cimport TIMER_DUE
 from aioqemu._engine.types cimport TIMER_IDLE
@@ -23,7 +27,7 @@ from aioqemu._sys.atomic cimport aq_prefetch
 
 
 cdef enum:
-    AHEAD = 8       # timers are spread over memory: fetch one while others are linked
+    AHEAD = 24       # timers are spread over memory: fetch one while others are linked
 
 
 cdef inline bint _before(TimerEntry *a, TimerEntry *b) noexcept nogil:
@@ -35,6 +39,61 @@ cdef int _compare(const void *a, const void *b) noexcept nogil:
     return -1 if _before(<TimerEntry *>a, <TimerEntry *>b) else 1
 
 
+cdef void _sort(TimerEntry *entries, Py_ssize_t n) noexcept:
+    """By deadline and order of arming.
+
+    The deadlines of what is due at once have few digits that differ, so they are dealt
+    out by digits; what has the same deadline lies together then.
+    """
+    cdef Py_ssize_t[256] places
+    cdef TimerEntry *a = entries
+    cdef TimerEntry *b = <TimerEntry *>PyMem_RawMalloc(n * sizeof(TimerEntry))
+    cdef TimerEntry *swap
+    cdef int64_t least = entries[0].deadline_ns
+    cdef int64_t most = least
+    cdef uint64_t span
+    cdef Py_ssize_t i, j, place, count
+    cdef int shift = 0
+    if b == NULL:
+        qsort(entries, n, sizeof(TimerEntry), _compare)
+        return
+    for i in range(1, n):
+        if a[i].deadline_ns < least:
+            least = a[i].deadline_ns
+        if a[i].deadline_ns > most:
+            most = a[i].deadline_ns
+    span = <uint64_t>most - <uint64_t>least
+    while shift < 64 and span >> shift:
+        memset(places, 0, sizeof(places))
+        for i in range(n):
+            places[((<uint64_t>a[i].deadline_ns - <uint64_t>least) >> shift) & 255] += 1
+        place = 0
+        for i in range(256):
+            count = places[i]
+            places[i] = place
+            place += count
+        for i in range(n):
+            j = ((<uint64_t>a[i].deadline_ns - <uint64_t>least) >> shift) & 255
+            b[places[j]] = a[i]
+            places[j] += 1
+        swap = a
+        a = b
+        b = swap
+        shift += 8
+    i = 0
+    while i < n:
+        j = i + 1
+        while j < n and a[j].deadline_ns == a[i].deadline_ns:
+            j += 1
+        if j - i > 1:
+            qsort(&a[i], j - i, sizeof(TimerEntry), _compare)
+        i = j
+    if a != entries:
+        memcpy(entries, a, n * sizeof(TimerEntry))
+        b = a
+    PyMem_RawFree(b)
+
+
 @final
 cdef class TimerHeap:
     def __cinit__(self):
@@ -44,9 +103,11 @@ cdef class TimerHeap:
         self.seq = 0
         self.due_head = NULL
         self.due_tail = NULL
+        self.hint = NULL
 
     def __dealloc__(self):
         PyMem_RawFree(self.entries)
+        PyMem_RawFree(self.hint)
 
     cdef void _up(self, Py_ssize_t i, TimerEntry entry) noexcept:
         cdef Py_ssize_t parent
@@ -149,6 +210,16 @@ cdef class TimerHeap:
             self.due_tail.next = timer
         self.due_tail = timer
 
+    cdef bint _many_are_due(self, int64_t now_ns) noexcept:
+        """Whether it looks as if more than a quarter is due."""
+        cdef Py_ssize_t i
+        cdef Py_ssize_t due = 0
+        cdef Py_ssize_t step = self.length // 32
+        for i in range(32):
+            if self.entries[i * step].deadline_ns <= now_ns:
+                due += 1
+        return due >= 8
+
     cdef void _set_many_aside(self, int64_t now_ns) noexcept:
         """All that is due at once: taken out, sorted, and the rest made a heap again.
 
@@ -175,32 +246,60 @@ cdef class TimerHeap:
         while i > 0:
             i -= 1
             self._down(i, heap[i])
-        qsort(taken, due, sizeof(TimerEntry), _compare)
+        _sort(taken, due)
         for i in range(due):
             if i + AHEAD < due:
                 aq_prefetch(taken[i + AHEAD].timer)
             self._set_aside(taken[i].timer)
-        PyMem_RawFree(taken)
+        self._drop_hint()
+        self.hint = taken
+        self.n_hint = due
+
+    cdef void _fetch_ahead(self) noexcept:
+        """One of those set aside is run: fetch a later one, with what lies before it."""
+        cdef int i
+        cdef char *there
+        self.hinted += 1
+        if self.hinted + AHEAD < self.n_hint:
+            there = <char *>self.hint[self.hinted + AHEAD].timer
+            for i in range(4):
+                aq_prefetch(there - 192 + 64 * i)
+
+    cdef void _drop_hint(self) noexcept:
+        PyMem_RawFree(self.hint)
+        self.hint = NULL
+        self.hinted = self.told = self.n_hint = 0
+
+    cdef char *later(self) noexcept:
+        self.told += 1
+        if self.told + AHEAD // 2 < self.n_hint:
+            return <char *>self.hint[self.told + AHEAD // 2].timer
+        return NULL
 
     cdef Py_ssize_t run(self, int64_t now_ns) except -1:
         cdef AioTimer *timer
         cdef Py_ssize_t n = 0
-        cdef Py_ssize_t few = self.length >> 3
+        cdef Py_ssize_t few = 32
         cdef object owner
+        if self.hint != NULL and self.due_head == NULL:
+            self._drop_hint()
         # Everything due is set aside first: what a callback arms, even into the past,
         # is for the next run.  A nested run goes on with the same list.
         while self.length and self.entries[0].deadline_ns <= now_ns:
-            if few < 0 and self.length > 64:
-                few = self.length       # and if that finds no memory, never again
-                self._set_many_aside(now_ns)
-                continue
+            if few == 0 and self.length > 64:
+                if self._many_are_due(now_ns):
+                    few = -1            # if that finds no memory, never again
+                    self._set_many_aside(now_ns)
+                    continue
+                few = self.length >> 4
             few -= 1
             timer = self.entries[0].timer
             self._remove(0)
             self._set_aside(timer)
         while self.due_head != NULL:
             timer = self.due_head
-            aq_prefetch(timer.next)
+            if self.hint != NULL:
+                self._fetch_ahead()
             self._unlink_due(timer)
             timer.index = TIMER_IDLE
             owner = <object>timer.opaque

@@ -41,6 +41,7 @@ cdef class LoopCallbacks:
     cdef int soon(self, object callback, PyObject *a, PyObject *b, object context) except -1
     # Run what is in the queue now.
     cdef int _run_ready(self) except -1
+    cdef void _look_ahead(self, PyObject *head) noexcept
     cdef int _run_debug(self, PyObject *handle) except -1
     cdef int _drop_ready(self) noexcept
     # Have node.flush(owner) called when the running callback returns, or now.

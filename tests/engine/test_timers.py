@@ -129,6 +129,34 @@ def test_many_timers_due_at_once(ctx: AioContext, due: int) -> None:
     assert ctx.stats()["timers_pending"] == 0
 
 
+@pytest.mark.parametrize("span", [0, 1, 300, 70_000, 1 << 40, 1 << 62])
+def test_a_crowd_of_timers_fires_in_order_whatever_lies_between(
+    ctx: AioContext, span: int
+) -> None:
+    """The deadlines reach far into the past; some leave the crowd while it fires."""
+    rng = random.Random(span)
+    count = 1500
+    deadlines = [rng.randint(-span, 0) for _ in range(count)]
+    fired: list[int] = []
+    gone: set[int] = set()
+
+    def fire(number: int) -> None:
+        fired.append(number)
+        if number % 7 == 0:
+            other = rng.randrange(count)
+            if timers[other].pending:
+                gone.add(other)
+                timers[other].delete()
+
+    timers = [ctx.timer_new(fire, i) for i in range(count)]
+    for timer, deadline in zip(timers, deadlines, strict=True):
+        timer.mod(deadline)
+    ctx.poll(False)
+    left = [i for i in range(count) if i not in gone]
+    assert gone
+    assert fired == sorted(left, key=lambda i: deadlines[i])
+
+
 def test_many_timers_cancelled_at_random(ctx: AioContext) -> None:
     rng = random.Random(2)
     ran: set[int] = set()
