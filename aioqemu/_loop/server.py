@@ -1,6 +1,6 @@
 """The server object: a group of listening sockets and the connections they gave.
 
-It counts connections in and out and tells its loop to begin and to stop listening.
+It tells its loop to begin and to stop listening; who is connected, `clients` counts.
 Must never know how connections are accepted, nor what a transport is beyond `close`
 and `abort`.
 """
@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import weakref
 from typing import TYPE_CHECKING
 
+from .clients import ServerClients
 from .private import TransportSocket
 
 if TYPE_CHECKING:
     import socket
     import ssl as ssl_module
 
-    from ._typing import ClientTransport, LoopBase, ProtocolFactory
+    from ._typing import LoopBase, ProtocolFactory
 
 
-class Server(asyncio.Server):
+class Server(ServerClients, asyncio.Server):
     """A group of listening sockets; what `create_server` returns.
 
     It is an `asyncio.Server` so that `isinstance` says what it says of the stock
@@ -47,10 +47,6 @@ class Server(asyncio.Server):
         self._backlog = backlog
         self._ssl_handshake_timeout = ssl_handshake_timeout
         self._ssl_shutdown_timeout = ssl_shutdown_timeout
-        # Weak, so that a transport which its program dropped is noticed as dropped.
-        self._clients: weakref.WeakSet[ClientTransport] = weakref.WeakSet()
-        # Transports that, as Python 3.11's, attach without saying who they are.
-        self._anonymous_clients = 0
         # None once the server is closed and the last client gone.
         self._waiters: list[asyncio.Future[None]] | None = []
         self._serving = False
@@ -59,27 +55,8 @@ class Server(asyncio.Server):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} sockets={self._sockets!r}>"
 
-    # -- for transports --------------------------------------------------------
-
-    def _attach(self, transport: ClientTransport | None = None) -> None:
-        """Count a connection in; a transport calls it when it is made."""
-        if transport is None:
-            self._anonymous_clients += 1
-        else:
-            self._clients.add(transport)
-
-    def _detach(self, transport: ClientTransport | None = None) -> None:
-        """Count a connection out, after its `connection_lost`."""
-        if transport is None:
-            self._anonymous_clients -= 1
-        else:
-            self._clients.discard(transport)
-        self._wake_if_over()
-
-    def _wake_if_over(self) -> None:
-        """Wake who waits for the end, if this is it."""
-        if self._sockets is not None or self._clients or self._anonymous_clients:
-            return
+    def _all_gone(self) -> None:
+        """Closed, and the last connection has gone: wake who waits for that."""
         waiters, self._waiters = self._waiters, None
         for waiter in waiters or ():
             if not waiter.done():
@@ -111,16 +88,16 @@ class Server(asyncio.Server):
         forever, self._serving_forever_fut = self._serving_forever_fut, None
         if forever is not None:
             forever.cancel()
-        self._wake_if_over()
+        self._listen_no_more()
 
     def close_clients(self) -> None:
         """Close the connections, each after what it has to send (Python 3.13)."""
-        for transport in list(self._clients):
+        for transport in self._clients:
             transport.close()
 
     def abort_clients(self) -> None:
         """Close the connections at once, unsent data is lost (Python 3.13)."""
-        for transport in list(self._clients):
+        for transport in self._clients:
             transport.abort()
 
     def _start_serving(self) -> None:

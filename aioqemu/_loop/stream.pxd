@@ -1,8 +1,15 @@
 """StreamTransport: a connected stream socket as an asyncio transport."""
 
 from aioqemu._loop.callbacks cimport FlushNode
+from aioqemu._loop.core cimport LoopCore
 from aioqemu._loop.flow cimport OutQueue
 from aioqemu._loop.transport cimport SocketTransport
+
+# Make one for a connected, non-blocking socket, given as an object or as an fd and its
+# kind; it owns that unless this raises.
+cdef StreamTransport new_stream(LoopCore loop, object sock, int fd, tuple kind,
+                                object protocol, object waiter, dict info, object server)
+cdef bint is_tcp(object sock) except -1
 
 cdef class StreamTransport(SocketTransport):
     cdef object data_received      # bound; None for a buffered protocol
@@ -18,6 +25,7 @@ cdef class StreamTransport(SocketTransport):
     cdef bint eof_received         # and the protocol keeps the writing half
     cdef bint eof_sent             # write_eof() was called
 
+    cdef int _leave(self) except -1
     cdef int _read(self) except -1
     cdef int _read_data(self) except -1
     cdef int _read_buffered(self) except -1

@@ -19,13 +19,3 @@ def make_stream_transport(
     extra: dict[str, Any] | None = None,
     server: Any = None,
 ) -> StreamTransport: ...
-def prepare_listener(sock: socket.socket) -> tuple[int, int, int] | None: ...
-def accept(fd: int) -> tuple[int, Any] | None: ...
-def make_accepted_transport(
-    loop: Any,
-    fd: int,
-    kind: tuple[int, int, int],
-    protocol: Any,
-    peername: Any,
-    server: Any,
-) -> StreamTransport: ...

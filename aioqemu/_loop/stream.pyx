@@ -24,10 +24,9 @@ from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
 from libc.stdint cimport uint32_t
-from libc.string cimport memset
 
-from aioqemu._loop.address cimport address_name
 from aioqemu._loop.callbacks cimport SCRATCH_SIZE
+from aioqemu._loop.clients cimport ServerClients
 from aioqemu._loop.core cimport LoopCore
 from aioqemu._loop.flow cimport FLUSH_SIZE
 from aioqemu._loop.flow cimport MAX_IOV
@@ -43,13 +42,7 @@ from aioqemu._loop.transport cimport SocketTransport
 from aioqemu._sys.classes cimport refuse_new
 from aioqemu._sys.inet cimport AF_INET
 from aioqemu._sys.inet cimport AF_INET6
-from aioqemu._sys.inet cimport AF_UNIX
-from aioqemu._sys.inet cimport SOCK_CLOEXEC
-from aioqemu._sys.inet cimport SOCK_NONBLOCK
-from aioqemu._sys.inet cimport accept4
-from aioqemu._sys.inet cimport aq_address
 from aioqemu._sys.inet cimport shutdown
-from aioqemu._sys.inet cimport sockaddr
 from aioqemu._sys.libc cimport EAGAIN
 from aioqemu._sys.libc cimport EBADF
 from aioqemu._sys.libc cimport EINTR
@@ -73,7 +66,6 @@ from aioqemu._loop.private import (
 )
 
 cdef object _BufferedProtocol = asyncio.BufferedProtocol
-cdef object _Socket = _socket.socket
 cdef int SOCK_STREAM = _socket.SOCK_STREAM
 cdef int IPPROTO_TCP = _socket.IPPROTO_TCP
 cdef int TCP_NODELAY = _socket.TCP_NODELAY
@@ -102,22 +94,28 @@ cdef int _flush(void *opaque) except -1:
     return 0
 
 
-cdef StreamTransport _new(LoopCore loop, object sock, int fd, tuple kind, object protocol,
-                          object waiter, dict info, object server):
+cdef StreamTransport new_stream(LoopCore loop, object sock, int fd, tuple kind, object protocol,
+                                object waiter, dict info, object server):
     cdef StreamTransport t = StreamTransport.__new__(StreamTransport)
     t.io_read = _on_readable
     t.io_write = _on_writable
-    t.server = server
-    t._adopt(loop, sock, fd, kind, protocol, waiter, info)
     if server is not None:
-        if _server_takes_transport:
+        if isinstance(server, ServerClients):
+            (<ServerClients>server).attach(t)
+        elif _server_takes_transport:
             server._attach(t)
         else:
             server._attach()
+        t.server = server
+    try:
+        t._adopt(loop, sock, fd, kind, protocol, waiter, info)
+    except BaseException:
+        t._leave()
+        raise
     return t
 
 
-cdef bint _is_tcp(object sock) except -1:
+cdef bint is_tcp(object sock) except -1:
     return (sock.family in (AF_INET, AF_INET6) and sock.type == SOCK_STREAM
             and sock.proto in (0, IPPROTO_TCP))
 
@@ -129,65 +127,10 @@ def make_stream_transport(LoopCore loop not None, sock, protocol, waiter=None, *
     `connection_made` is called in the next pass; then `waiter`, if given, is resolved.
     """
     loop._ensure_fd_no_transport(sock)
-    if _is_tcp(sock):
+    if is_tcp(sock):
         sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    return _new(loop, sock, sock.fileno(), None, protocol, waiter,
-                dict(extra) if extra else {}, server)
-
-
-def prepare_listener(sock):
-    """Set what accepted sockets inherit; whether `accept` can be used on this one.
-
-    Returns:
-        Family, type and protocol, to be passed to `make_accepted_transport`; None if
-        only the socket module knows the addresses of the family.
-    """
-    if type(sock) is not _Socket:
-        return None     # it may have an accept() of its own
-    kind = (int(sock.family), int(sock.type), int(sock.proto))
-    if kind[0] not in (AF_INET, AF_INET6, AF_UNIX):
-        return None
-    if _is_tcp(sock):
-        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    return kind
-
-
-def accept(int fd):
-    """Accept a connection: its fd, non-blocking, and the peer's address.
-
-    None if there is none now.
-
-    Raises:
-        OSError: accept(2) failed otherwise.
-    """
-    cdef aq_address name
-    cdef unsigned int size
-    cdef int conn
-    while True:
-        size = sizeof(name)
-        memset(&name, 0, sizeof(name.un))
-        conn = accept4(fd, <sockaddr *>&name, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
-        if conn >= 0:
-            break
-        if errno == EAGAIN:
-            return None
-        if errno != EINTR:
-            raise os_error(errno)
-    try:
-        return (conn, address_name(&name, size))
-    except BaseException:
-        close(conn)
-        raise
-
-
-def make_accepted_transport(LoopCore loop not None, int fd, tuple kind not None, protocol,
-                            peername, server):
-    """Make a transport for what `accept` gave; the fd is the transport's.
-
-    No socket object is made until somebody asks for it.
-    """
-    loop._ensure_fd_no_transport(fd)
-    return _new(loop, None, fd, kind, protocol, None, {"peername": peername}, server)
+    return new_stream(loop, sock, sock.fileno(), None, protocol, waiter,
+                      dict(extra) if extra else {}, server)
 
 
 cdef bint _server_takes_transport = sys.version_info >= (3, 13)
@@ -260,15 +203,22 @@ cdef class StreamTransport(SocketTransport):
         self.blocked = False
         return 0
 
+    cdef int _leave(self) except -1:
+        server = self.server
+        if server is None:
+            return 0
+        self.server = None
+        if isinstance(server, ServerClients):
+            (<ServerClients>server).detach(self)
+        elif _server_takes_transport:
+            server._detach(self)
+        else:
+            server._detach()
+        return 0
+
     cdef int _ended(self) except -1:
         self.data_received = self.get_buffer = self.buffer_updated = None
-        server = self.server
-        if server is not None:
-            self.server = None
-            if _server_takes_transport:
-                server._detach(self)
-            else:
-                server._detach()
+        self._leave()
         waiter = self.empty_waiter
         if waiter is not None and not waiter.done():
             waiter.set_exception(ConnectionError("Connection is closed by peer"))

@@ -4,6 +4,7 @@ Home thread, GIL held.  A transport owns its socket: the fd is registered from
 connection_made to connection_lost and closed exactly once.
 """
 
+from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t
 
 from aioqemu._engine.types cimport AioCallback
@@ -33,6 +34,8 @@ cdef class SocketTransport(TransportBase):
     cdef AioCallback io_write
     cdef object protocol           # None after connection_lost
     cdef object ctx                # contextvars.Context of the protocol's callbacks
+    cdef PyObject *next_client     # in the list of its server's connections
+    cdef PyObject **client_place   # ... and what points here; NULL if it is in none
     cdef dict __dict__
     cdef object __weakref__
     cdef Py_ssize_t queued         # bytes not yet sent
@@ -64,6 +67,9 @@ cdef class SocketTransport(TransportBase):
     cdef int _fatal_errno(self, int err, str message) except -1
     cdef int _maybe_pause(self) except -1
     cdef int _maybe_resume(self) except -1
+
+    # Leave the list of its server's connections, if it is in one.
+    cdef void leave_server(self) noexcept
 
     # What a subclass adds: the events to watch for, whose protocol, forgetting what is
     # not sent, and its own last steps.

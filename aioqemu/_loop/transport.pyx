@@ -69,6 +69,18 @@ cdef class SocketTransport(TransportBase):
     def __init__(self):
         raise TypeError("transports are made by the loop")
 
+    def __dealloc__(self):
+        self.leave_server()
+
+    cdef void leave_server(self) noexcept:
+        if self.client_place == NULL:
+            return
+        self.client_place[0] = self.next_client
+        if self.next_client != NULL:
+            (<SocketTransport>self.next_client).client_place = self.client_place
+        self.client_place = NULL
+        self.next_client = NULL
+
     cdef int _adopt(self, LoopCore loop, object sock, int fd, tuple kind, object protocol,
                     object waiter, dict info) except -1:
         cdef AqTransportObject *base = <AqTransportObject *><PyObject *>self
