@@ -41,4 +41,5 @@ cdef class DeviceCore:
                       object opaque)
     # Whether a read may be answered from the page cache on the spot.
     cdef bint _reads_now(self) noexcept
+    cdef BlockService _served(self)
     cdef object problem(self, object verb, object offset, object n, bint writes)

@@ -67,6 +67,10 @@ cdef class DeviceCore:
         strict_alignment: whether what is not in units is refused.
     """
 
+    def __cinit__(self):
+        self._fd = -1
+        self._closed = True
+
     def __init__(self, BlockService service not None, int fd, *, int64_t length,
                  int64_t request_alignment, int64_t memory_alignment, bint is_block,
                  path, int engine, bint read_only, bint direct, Py_ssize_t max_in_flight,
@@ -74,6 +78,7 @@ cdef class DeviceCore:
         self._service = service
         self._gate = Gate(max_in_flight)
         self._fd = fd
+        self._closed = False
         self._engine = engine
         self._is_block = is_block
         self._tracks = request_alignment > 1
@@ -93,11 +98,12 @@ cdef class DeviceCore:
     @property
     def ctx(self):
         """The AioContext that serves the device."""
-        return self._service.ctx
+        return self._served().ctx
 
     @property
     def in_flight(self):
         """How many requests are not over, those that wait for their turn included."""
+        self._served()
         return self._gate.active + self._gate.queued
 
     @property
@@ -108,6 +114,11 @@ cdef class DeviceCore:
     def fileno(self):
         """The file descriptor, or -1 once it is closed."""
         return -1 if self._closed else self._fd
+
+    cdef BlockService _served(self):
+        if self._service is None:
+            raise RuntimeError("the device was not initialised")
+        return self._service
 
     # -- checks ---------------------------------------------------------------------------
 
@@ -140,7 +151,7 @@ cdef class DeviceCore:
 
     cdef BlockRequest prepare(self, int op, object buffers, int64_t n, int flags, int kind,
                               object cb, object opaque, object after, bint gated):
-        cdef BlockService service = self._service
+        cdef BlockService service = self._served()
         cdef BlockRequest req = service.new(self, cb, opaque, op, self._fd)
         if gated:
             req.gate = self._gate

@@ -26,4 +26,5 @@ cdef class Engines(Launcher):
     # The next step of a request made of others; `ret` is the result of the last.
     cdef int advance(self, BlockRequest req, object ret) except -1
     cdef int _issue(self, BlockRequest req) except -1
+    cdef int _lose_ring(self) except -1
     cdef ThreadPool _threads(self)

@@ -30,6 +30,7 @@ from aioqemu._block.request cimport BlockRequest
 from aioqemu._block.request cimport Cut
 from aioqemu._block.request cimport Launcher
 from aioqemu._block.request cimport job_done
+from aioqemu._block.ring cimport NO_RESULT
 from aioqemu._block.ring cimport RingEngine
 from aioqemu._block.ring cimport ring_can
 from aioqemu._block.threads cimport ThreadPool
@@ -47,7 +48,7 @@ ENGINE_NAMES = ("auto", "io_uring", "threads", "linux_aio", "null")
 cdef class Engines(Launcher):
     """The engines of one context, and the requests that they have."""
 
-    def __init__(self, AioContext ctx not None):
+    def __cinit__(self, AioContext ctx not None):
         ctx.check_usable()
         if ctx.service is not None:
             raise RuntimeError("the AioContext has a block service already")
@@ -103,10 +104,12 @@ cdef class Engines(Launcher):
         """Make a ring, unless the context has one.
 
         Raises:
-            OSError: the kernel refuses.
+            OSError: the kernel refuses, or has begun to.
         """
         if self.ring is None:
             self.ring = RingEngine(self.ctx)
+        elif self.ring.broken:
+            raise OSError(-self.ring.broken, "the io_uring has failed")
 
     def use_linux_aio(self):
         """Make the Linux AIO context.
@@ -292,6 +295,22 @@ cdef class Engines(Launcher):
 
     # -- the context's calls --------------------------------------------------------------
 
+    cdef int _lose_ring(self) except -1:
+        """A ring of its own failed: what the kernel has will never be heard of."""
+        cdef BlockRequest req
+        cdef PyObject *op = self.first
+        cdef list lost = []
+        self.ring.lost = False
+        while op != NULL:
+            req = <BlockRequest>op
+            if req.job.engine == URING and req.job.state == JOB_RUNNING and (
+                    req.job.cqe.res == NO_RESULT):
+                lost.append(req)
+            op = req.behind
+        for req in lost:
+            req.abandon(-EIO, "the io_uring failed while the kernel had the request")
+        return 0
+
     cdef int submit(self) except -1:
         cdef BlockRequest req
         cdef PyObject *op
@@ -309,6 +328,8 @@ cdef class Engines(Launcher):
         if self.ring is not None and (
                 self.ring.pending.head != NULL or self.ring.private):
             self.ring.submit()
+            if self.ring.lost:
+                self._lose_ring()
         if self.aio is not None and self.aio.queue.head != NULL:
             self.aio.submit()
         return 0

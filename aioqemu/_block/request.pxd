@@ -117,6 +117,9 @@ cdef class BlockRequest(BlockDriverAIOCB):
     cdef void drop_memory(self) noexcept
     # The engine has nothing of it any more: tell everybody, once.
     cdef int over(self, int64_t ret) except -1
+    # The kernel has it and will not give it back: it is over for us, and its memory is
+    # never freed.
+    cdef int abandon(self, int64_t ret, str what) except -1
     cdef int forget_waiters(self) except -1
 
 # A request as new: its fields are zero, None, and `align` 1.

@@ -24,6 +24,7 @@ from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
 from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free
@@ -71,6 +72,12 @@ cdef class BlockPool(AIOPool):
     A request is released by its driver.  Releasing one in flight is refused: the kernel
     still has its memory.
     """
+
+    def __init__(self):
+        self.aiocb_type = BlockRequest
+
+    cdef BlockDriverAIOCB take(self, object bs, object cb, object opaque):
+        raise RuntimeError("block requests are made by their device")
 
     cdef int put(self, BlockDriverAIOCB acb, bint guarded) except -1:
         if acb.pool is not self:
@@ -177,6 +184,10 @@ cdef int job_done(void *opaque) except -1:
     cdef Launcher service = req.service
     cdef bint ending = req.asked or service.closing
     req.job.state = JOB_IDLE
+    if ret == -ECANCELED and not ending and req.job.engine == URING:
+        # By nobody here: the kernel had no thread to do it with.
+        req.engine = THREADS
+        ret = -EAGAIN
     if req.cut != NULL:
         req.job.iov = req.cut.iov
         req.job.niov = req.cut.niov
@@ -218,6 +229,10 @@ cdef int job_done(void *opaque) except -1:
     return 0
 
 
+cdef int _too_late(void *opaque) except -1:
+    return 0                 # of a request that was abandoned
+
+
 cdef void _go_on(BlockRequest req, int64_t n) noexcept:
     """Take what was transferred off the front of what is to be."""
     cdef AioJob *job = &req.job
@@ -242,6 +257,9 @@ cdef class BlockRequest(BlockDriverAIOCB):
     def __cinit__(self):
         # All fields are zero here; so is the job.
         self.align = 1
+
+    def __init__(self):
+        raise TypeError("block requests are made by their device")
 
     def __dealloc__(self):
         # Never linked, or over; one that the kernel kept is never deallocated.
@@ -451,6 +469,22 @@ cdef class BlockRequest(BlockDriverAIOCB):
                 gate.leave()
         return 0
 
+    cdef int abandon(self, int64_t ret, str what) except -1:
+        cdef Gate gate = self.gate
+        Py_INCREF(self)
+        self.job.cqe.cb = _too_late
+        self.what = what
+        self.service.unlink(self)
+        if self.service.closing:
+            self.forget_waiters()
+        try:
+            self.finish(ret)
+        finally:
+            if self.entered:
+                self.entered = False
+                gate.leave()
+        return 0
+
     cdef int forget_waiters(self) except -1:
         if self.loop is not None and self.loop.is_closed():
             self.waiter = None       # nobody can be told any more
@@ -459,7 +493,7 @@ cdef class BlockRequest(BlockDriverAIOCB):
         return 0
 
     cdef int request_cancel(self) except -1:
-        return self.service.cancel(self)
+        return 0 if self.service is None else self.service.cancel(self)
 
     cdef object _exception(self):
         if self.done() and not self.cancel_wanted and self.result_code < 0:
@@ -500,6 +534,7 @@ cdef extern from "Python.h":
     PyObject *PyObject_Init(PyObject *, PyTypeObject *)
     void PyObject_GC_Track(void *)
     void PyObject_GC_UnTrack(void *)
+    bint PyObject_GC_IsFinalized(PyObject *)
 
 cdef extern from *:
     """
@@ -516,9 +551,12 @@ cdef extern from *:
 
 cdef enum:
     FREE_MAX = 256
+    DEPTH_MAX = 20
 
 cdef PyObject *free_requests[FREE_MAX]
 cdef Py_ssize_t n_free_requests = 0
+cdef int depth = 0                 # of _dealloc on the stack
+cdef PyObject *unheld = NULL       # what waits for it to return, linked by `behind`
 cdef PyTypeObject *REQUEST_TYPE = <PyTypeObject *>BlockRequest
 
 
@@ -537,14 +575,34 @@ cdef BlockRequest new_request():
 
 
 cdef void _dealloc(PyObject *op) noexcept:
-    global n_free_requests
-    # One that is counted is lost, which its finaliser has to tell.
-    if (n_free_requests == FREE_MAX or (<BlockRequest>op).counted
-            or not aq_is_exactly(op, REQUEST_TYPE)):
+    global depth, unheld
+    # One that is counted is lost, which its finaliser has to tell; where that has run
+    # already, the collector would not run it again for the next request.
+    if ((<BlockRequest>op).counted or not aq_is_exactly(op, REQUEST_TYPE)
+            or PyObject_GC_IsFinalized(op)):
         aq_request_dealloc(op)
         return
     PyObject_GC_UnTrack(op)
-    _blank(op)
+    if depth == DEPTH_MAX:
+        # What a request holds may be another one, and so on: not one inside the other.
+        (<BlockRequest>op).behind = unheld
+        unheld = op
+        return
+    depth += 1
+    _take_back(op)
+    while depth == 1 and unheld != NULL:
+        op = unheld
+        unheld = (<BlockRequest>op).behind
+        _take_back(op)
+    depth -= 1
+
+
+cdef void _take_back(PyObject *op) noexcept:
+    global n_free_requests
+    _blank(op)      # which may take others back
+    if n_free_requests == FREE_MAX:
+        aq_request_dealloc(op)
+        return
     free_requests[n_free_requests] = op
     n_free_requests += 1
 
@@ -617,6 +675,7 @@ cdef void _blank(PyObject *op) noexcept:
     (<BlockRequest>op).total = 0
     (<BlockRequest>op).head = 0
     (<BlockRequest>op).wanted = 0
+    (<BlockRequest>op).behind = NULL
     (<BlockRequest>op).align = 1
     memset(&(<BlockRequest>op).job, 0, sizeof(AioJob))
 

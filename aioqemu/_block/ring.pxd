@@ -10,6 +10,9 @@ from aioqemu._engine.fdmon cimport FdMon
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._engine.types cimport AioState
 
+cdef enum:
+    NO_RESULT = -0x7fffffff       # in the cqe of a job that the kernel has
+
 # Whether the ring of this kernel has an operation (JobOp).
 cdef bint ring_can(int op) noexcept
 
@@ -18,6 +21,7 @@ cdef class RingEngine:
     cdef FdMon mon                # the context's, or a private one
     cdef readonly bint private
     cdef int broken               # the -errno with which a private ring stopped working
+    cdef bint lost                # ... just now, and what it had is still to be ended
     cdef AioState st              # a private ring's: no fds, only completions
     cdef unsigned long thread     # the one that a private ring belongs to, or 0
     cdef AioHandler *node         # ... and what announces its completions

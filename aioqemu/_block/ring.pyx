@@ -177,6 +177,7 @@ cdef class RingEngine:
         if sqe == NULL:
             return False
         job.state = JOB_RUNNING
+        job.cqe.res = NO_RESULT
         sqe.fd = job.fd
         sqe.opcode = <unsigned char>RING_OPS[op]
         if op == OP_READ or op == OP_WRITE:
@@ -277,6 +278,8 @@ cdef class RingEngine:
         self.broken = err
         self.mon.give_back()             # with -EAGAIN: they are launched again
         self._take_done()
+        self.lost = True
+        self.ctx.wake()
         while self.pending.head != NULL:
             job = self.pending.head
             job_unlink(&self.pending, job)
@@ -284,7 +287,10 @@ cdef class RingEngine:
             done_push(&self.ctx.st, &job.cqe)
 
     cdef int settle(self, int limit_ms) noexcept:
-        cdef int left = self.mon.settle(limit_ms)
+        cdef int left
+        if self.broken:
+            return 0                     # nobody waits for what it had
+        left = self.mon.settle(limit_ms)
         if self.private:
             self._take_done()
         return left

@@ -7,7 +7,6 @@ import cython
 
 from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
-from cpython.ref cimport Py_INCREF
 from cpython.buffer cimport PyBUF_SIMPLE
 from cpython.buffer cimport PyBUF_WRITABLE
 from cpython.buffer cimport PyObject_GetBuffer
@@ -65,9 +64,8 @@ cdef class _Both:
 cdef class BlockService(Engines):
     """Takes the block requests of one context; `service_of` makes it."""
 
-    def __init__(self, AioContext ctx not None):
-        Engines.__init__(self, ctx)
-        self.requests = BlockPool(None, BlockRequest)
+    def __cinit__(self, AioContext ctx not None):
+        self.requests = BlockPool()
         self.read_now_bytes = 1 << 20
         self.budget = self.read_now_bytes
         ctx.service = self
@@ -346,7 +344,7 @@ cdef class BlockService(Engines):
         if child:
             # Nothing of it happens in this process.
             if self.pool is not None:
-                self.pool.stop(True)
+                self.pool.stop(True, 0)
             if self.aio is not None:
                 self.aio.stop(True)
             if self.ring is not None:
@@ -363,7 +361,7 @@ cdef class BlockService(Engines):
         # Completions may start what waited: it ends at once, since it has been asked.
         for _round in range(3):
             if self.pool is not None:
-                self.pool.stop(False)
+                self.pool.stop(False, SETTLE_MS)
                 self.pool = None
             if self.aio is not None:
                 self.aio.stop(False)
@@ -399,10 +397,7 @@ cdef class BlockService(Engines):
                     "is leaked", req)
             except Exception as exc:     # warnings are errors
                 self.ctx.report("Memory is leaked", exc, {"request": req})
-            Py_INCREF(req)
-            self.unlink(req)
-            req.forget_waiters()
-            req.finish(-ECANCELED)
+            req.abandon(-ECANCELED, None)
         return 0
 
 

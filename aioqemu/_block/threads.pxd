@@ -33,7 +33,7 @@ cdef struct PoolState:
     int max
     bint stopping
     aq_atomic_int have_done
-    void *ctx                # the AioContext, which outlives the threads
+    void *ctx                # the AioContext; NULL: what still runs was left behind
     Worker workers[256]
 
 cdef class ThreadPool:
@@ -45,5 +45,6 @@ cdef class ThreadPool:
     cdef bint cancel(self, AioJob *job) noexcept
     # Append what is done to the completions of the context.
     cdef int collect(self, AioState *st) noexcept
-    # Finish what runs, end all threads and wait for them; nothing is left queued.
-    cdef int stop(self, bint child) noexcept
+    # Finish what runs, end all threads and wait for them, at most so long; what runs on
+    # (a file that never answers) is left behind for ever.  Nothing is left queued.
+    cdef int stop(self, bint child, int limit_ms) noexcept

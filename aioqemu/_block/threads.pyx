@@ -29,12 +29,14 @@ from aioqemu._sys.file cimport aq_thread_start
 from aioqemu._sys.file cimport pthread_cond_broadcast
 from aioqemu._sys.file cimport pthread_cond_destroy
 from aioqemu._sys.file cimport pthread_cond_signal
+from aioqemu._sys.file cimport pthread_detach
 from aioqemu._sys.file cimport pthread_join
 from aioqemu._sys.file cimport pthread_mutex_destroy
 from aioqemu._sys.file cimport pthread_mutex_init
 from aioqemu._sys.file cimport pthread_mutex_lock
 from aioqemu._sys.file cimport pthread_mutex_unlock
 from aioqemu._sys.libc cimport ECANCELED
+from aioqemu._sys.libc cimport aq_now_ns
 
 cdef enum:
     THREADS_MAX = 256            # workers[] of PoolState
@@ -79,12 +81,17 @@ cdef void *_work(void *arg) noexcept nogil:
             ret = 0x7fffffff     # no call transfers more at once
         pthread_mutex_lock(&pool.lock)
         first = _finish(pool, job, <int>ret)
-        if first:
+        if first and pool.stopping:
+            if pool.ctx != NULL:
+                (<AioContext>pool.ctx).wake()    # under the lock: it may go afterwards
+        elif first:
             pthread_mutex_unlock(&pool.lock)
             (<AioContext>pool.ctx).wake()
             pthread_mutex_lock(&pool.lock)
     pool.live -= 1
     self.state = WORKER_ENDED
+    if pool.stopping:
+        pthread_cond_broadcast(&pool.wanted)
     pthread_mutex_unlock(&pool.lock)
     return NULL
 
@@ -200,25 +207,39 @@ cdef class ThreadPool:
             job = following
         return 0
 
-    cdef int stop(self, bint child) noexcept:
+    cdef int stop(self, bint child, int limit_ms) noexcept:
         cdef PoolState *pool = self.pool
         cdef int i
+        cdef int64_t left
+        cdef int64_t end = aq_now_ns() + limit_ms * <int64_t>1000000
         if pool == NULL:
             return 0
         if child:
             self.pool = NULL     # its threads are the parent's, and may hold the lock
             return 0
-        pthread_mutex_lock(&pool.lock)
-        pool.stopping = True
-        pthread_cond_broadcast(&pool.wanted)
-        pthread_mutex_unlock(&pool.lock)
         with nogil:
+            pthread_mutex_lock(&pool.lock)
+            pool.stopping = True
+            pthread_cond_broadcast(&pool.wanted)
+            while pool.live:
+                left = end - aq_now_ns()
+                if left <= 0:
+                    pool.ctx = NULL
+                    break
+                aq_cond_wait(&pool.wanted, &pool.lock, left)
             for i in range(pool.max):
-                if pool.workers[i].state != WORKER_NONE:
+                if pool.workers[i].state == WORKER_RUNS:
+                    pthread_detach(pool.workers[i].id)
+            pthread_mutex_unlock(&pool.lock)
+            for i in range(pool.max):
+                # Those that have ended let go of the lock and return.
+                if pool.workers[i].state == WORKER_ENDED and pool.ctx != NULL:
                     pthread_join(pool.workers[i].id, NULL)
                     pool.workers[i].state = WORKER_NONE
         self.collect(&self.ctx.st)
         self.pool = NULL
+        if pool.ctx == NULL:
+            return 0             # its memory is theirs
         pthread_mutex_destroy(&pool.lock)
         pthread_cond_destroy(&pool.wanted)
         free(pool)

@@ -226,6 +226,7 @@ cdef extern from *:
                         void *arg) nogil
     int aq_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t ns) nogil
     int aq_cond_init(pthread_cond_t *cond) nogil
+    int pthread_detach(pthread_t id) nogil
     int pthread_join(pthread_t id, void **ret) nogil
     int pthread_mutex_init(pthread_mutex_t *lock, void *attr) nogil
     int pthread_mutex_destroy(pthread_mutex_t *lock) nogil

@@ -17,9 +17,10 @@ from support.seccomp import IO_URING_ENTER, IO_URING_REGISTER, IO_URING_SETUP
 
 import aioqemu
 from aioqemu import block
+from aioqemu.qemu_aio import AIOPool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -423,3 +424,153 @@ def test_a_private_ring_changes_threads(image: Path) -> None:
     got.append(loop.run_until_complete(main()))
     loop.close()
     assert got == [(512).to_bytes(8, "big")] * 3
+
+
+@pytest.mark.parametrize("outer", ["poll", "epoll"])
+def test_a_private_ring_that_fails_with_requests_in_the_kernel(
+    outer: str, image: Path
+) -> None:
+    """They end, and what was acknowledged is there; the device goes on with threads."""
+    out = run_script(
+        """
+        import asyncio, os, sys, aioqemu
+        from aioqemu import block
+        from support import seccomp
+
+        async def main():
+            # Reads of an empty pipe stay with the kernel.
+            read_end, write_end = os.pipe()
+            async with block.open(sys.argv[1], "r+", engine="io_uring") as blk:
+                ring = blk._service
+                stuck = [ring.rw(0, read_end, [bytearray(1)], 0, 0, 1) for _ in "123"]
+                await blk.pread_into(blk.alloc(512), 0)
+                ring.flush()
+                seccomp.deny((int(sys.argv[3]),), 1)
+                assert await blk.pwrite(b"x" * 512, 0) == 512
+                found = await asyncio.gather(*stuck, return_exceptions=True)
+                assert [e.errno for e in found] == [5] * 3, found
+                assert all("io_uring failed" in str(e) for e in found)
+                await blk.flush()
+                try:
+                    await block.open(sys.argv[1], engine="io_uring")
+                except aioqemu.BackendUnavailable:
+                    print("over")
+
+        aioqemu.run(main(), fdmon=sys.argv[2])
+        """,
+        str(image),
+        outer,
+        str(IO_URING_ENTER),
+    )
+    assert out == "over\n"
+    assert image.read_bytes()[:512] == b"x" * 512
+
+
+def test_a_thread_that_never_comes_back_is_left_behind(tmp_path: Path) -> None:
+    """Closing takes its five seconds, says what is leaked, and returns."""
+    os.mkfifo(tmp_path / "fifo")
+    out = run_script(
+        """
+        import asyncio, os, sys, time, warnings, aioqemu
+        from aioqemu._block.service import service_of
+
+        loop = aioqemu.new_event_loop()
+        service = service_of(loop.context)
+
+        async def main():
+            path = os.fsencode(sys.argv[1])
+            service.control(7, -100, 2, path=path, flags=os.O_RDONLY)
+            await service.control(2, os.open("/", os.O_RDONLY), 2)
+
+        loop.run_until_complete(main())
+        began = time.monotonic()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loop.close()
+        assert 4 < time.monotonic() - began < 20
+        print(["leaked" in str(w.message) for w in caught])
+        # It comes back after all, to a pool that nobody has any more.
+        os.close(os.open(sys.argv[1], os.O_WRONLY))
+        time.sleep(0.2)
+        """,
+        str(tmp_path / "fifo"),
+        options=("-W", "error"),
+    )
+    assert out == "[True]\n"
+
+
+@pytest.mark.parametrize("count", [200, 300, 20_000])
+def test_a_chain_of_requests_is_freed(count: int, image: Path) -> None:
+    """Each holds the one before it, and the free list has room for some."""
+
+    async def main() -> None:
+        async with block.open(image, max_in_flight=512) as blk:
+            buffer = bytearray(8)
+            head = None
+            for _ in range(count):
+                head = blk.aio_preadv(0, buffer, 0, lambda opaque, ret: None, head)
+                if blk.in_flight > 400:
+                    await head
+            await head
+            await blk.flush()
+            del head
+            assert await blk.pread(8, 8) == (1).to_bytes(8, "big")
+
+    aioqemu.run(main())
+
+
+def test_what_was_not_made_by_its_maker_does_not_crash() -> None:
+    """Each is refused: they have nothing that could serve them."""
+    from aioqemu._block.request import BlockRequest
+    from aioqemu._block.service import BlockService
+
+    device: Any = block.BlockDevice.__new__(block.BlockDevice)
+    loop = aioqemu.new_event_loop()
+    calls: list[Callable[[], object]] = [
+        BlockRequest,
+        lambda: AIOPool(None, BlockRequest).get(loop.context, None, None),
+        lambda: BlockService.__new__(BlockService),
+        lambda: device.ctx,
+        lambda: device.in_flight,
+        lambda: device.pwrite(b"x", 0),
+        lambda: device.pread(1, 0),
+        lambda: device.pread_into(bytearray(1), 0),
+        lambda: device.aio_preadv(0, bytearray(1)),
+        lambda: BlockRequest.__new__(BlockRequest).cancel(),
+        lambda: BlockRequest.__new__(BlockRequest).cancel_async(),
+    ]
+    for call in calls:
+        with pytest.raises((TypeError, RuntimeError, AttributeError)):
+            call()
+    repr(BlockRequest.__new__(BlockRequest))
+    assert device.closed
+    loop.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root's own limit counts for nothing")
+@pytest.mark.parametrize("engine", ["io_uring", "threads"])
+def test_no_more_threads_may_be_made(engine: str, image: Path, disk: Path) -> None:
+    """Of the kernel's for the ring neither; what it gives back is done all the same."""
+    out = run_script(
+        """
+        import asyncio, os, resource, sys, aioqemu
+        import aioqemu._loop.loop
+        from aioqemu import block
+
+        fd = os.open(sys.argv[1], os.O_RDWR)
+        os.setgid(65534)
+        os.setuid(65534)
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+
+        async def main():
+            writes = [block.pwrite(fd, b"x" * 100, 100 * i) for i in range(100)]
+            assert await asyncio.gather(*writes) == [100] * 100
+            await block.fsync(fd)
+            print(await block.pread(fd, 100, 9900) == b"x" * 100)
+
+        aioqemu.run(main(), fdmon=sys.argv[2])
+        """,
+        str(image),
+        "io_uring" if engine == "io_uring" else "epoll",
+    )
+    assert out == "True\n"
