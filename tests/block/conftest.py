@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.evidence import kernel_state
 
 from aioqemu._engine import backends
 
@@ -69,8 +70,18 @@ def engine(request: pytest.FixtureRequest, direct: bool) -> str:
 def run(loop: aioqemu.EventLoop) -> Run:
     """Run a coroutine on a loop of the backend under test, for 30 s at most."""
 
+    async def bounded(coro: Coroutine[Any, Any, Any]) -> Any:
+        task = asyncio.ensure_future(coro)
+        done, _ = await asyncio.wait([task], timeout=30)
+        if not done:
+            state = kernel_state()
+            task.cancel()
+            await asyncio.wait([task])
+            pytest.fail(f"not over after 30 s: {task!r}\n{state}")
+        return task.result()
+
     def start(coro: Coroutine[Any, Any, Any]) -> Any:
-        return loop.run_until_complete(asyncio.wait_for(coro, 30))
+        return loop.run_until_complete(bounded(coro))
 
     return start
 
