@@ -174,21 +174,27 @@ cdef class TlsProtocol(TlsSession):
 
     def connection_lost(self, exc):
         """Tell the program; the transport below calls it, once."""
+        cdef bint told = self.state != TLS_HANDSHAKE and self.app_state in (
+            APP_MADE, APP_EOF)
+        cdef bint native = self.native is not None
+        app = self.app
         self.loop.flush_cancel(&self.flush_node)
         queue_clear(&self.backlog)
         queue_clear(&self.held)
         self.lost += 1
         self.app_closed = True
-        app = self.app
-        if self.state != TLS_HANDSHAKE and self.app_state in (APP_MADE, APP_EOF):
-            self.app_state = APP_LOST
-            self.loop.soon(app.connection_lost, <PyObject *>exc, NULL, None)
         self.state = TLS_UNWRAPPED
         self.transport = self.native = self.app_transport = self.app = None
         self.app_data = self.app_buffer = self.app_updated = None
         self.app_wire = None
         self._cancel_timers()
         self._wake(exc)
+        if told:
+            self.app_state = APP_LOST
+            if native:
+                app.connection_lost(exc)    # from the queue already, in its context
+            else:
+                self.loop.soon(app.connection_lost, <PyObject *>exc, NULL, None)
 
     cdef int _cancel_timers(self) except -1:
         timer, self.handshake_timer = self.handshake_timer, None

@@ -189,7 +189,7 @@ cdef class TlsSession(WireProtocol):
         cdef PyObject *args[3]
         cdef PyObject *result
         cdef Py_ssize_t got
-        length = size
+        cdef object length = size      # typed: it would be a Py_ssize_t, and no object
         args[0] = NULL
         args[1] = <PyObject *>length
         args[2] = <PyObject *>_window
@@ -225,7 +225,7 @@ cdef class TlsSession(WireProtocol):
         cdef Py_ssize_t size = self.readable + 1
         cdef PyObject *args[2]
         cdef PyObject *result
-        length = size
+        cdef object length = size
         args[0] = NULL
         args[1] = <PyObject *>length
         result = PyObject_Vectorcall(<PyObject *>self.read_call, args + 1, 1, NULL)
