@@ -130,6 +130,14 @@ cdef class TlsProtocol(TlsSession):
     def _sslobj(self):
         return self.sslobj
 
+    @property
+    def _incoming(self):
+        return self.incoming
+
+    @property
+    def _outgoing(self):
+        return self.outgoing
+
     cdef object extra_info(self, object name, object default):
         if name == "sslcontext":
             return self.sslcontext
