@@ -1,7 +1,7 @@
 """TLS on the loop's stream transports: what is checked and who is put on whom.
 
-The native protocol sits between a stream transport and the user's protocol; it may itself
-sit on another one (TLS inside TLS).  Nothing here touches a socket or a certificate.
+The native protocol sits between a stream transport and the user's protocol; it may
+itself sit on another one (TLS inside TLS).  Nothing here touches a socket.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rules of how TLS connections end: farewells, errors, limits of time, leaks, misuse."""
+"""How TLS connections end: farewells, errors, limits of time, leaks, misuse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from .helpers import (
     Recorder,
     collect_reports,
     eventually,
-    is_ours,
     kind_of,
     skip_control,
     socket_pair,
@@ -42,7 +41,7 @@ async def test_the_peers_farewell_ends_it(versioned: Contexts) -> None:
 
 
 async def test_an_end_of_file_without_farewell_ends_it(versioned: Contexts) -> None:
-    async with tls_connected(versioned) as (transport, protocol, peer):
+    async with tls_connected(versioned) as (_transport, protocol, peer):
         await peer.send(b"bye")
         peer.sock.close()
         await protocol.lost
@@ -377,12 +376,14 @@ async def test_only_the_loop_makes_them(contexts: Contexts) -> None:
 
 async def test_a_closed_connection_leaves_no_cycle(versioned: Contexts) -> None:
     """Everything goes when it is dropped, without the collector."""
+    skip_control("leaves some before 3.13")
     gc.collect()
     gc.disable()
     try:
         async with tls_connected(versioned) as (transport, protocol, peer):
             await peer.send(b"x")
-            await eventually(lambda: protocol.data)
+            while not protocol.data:  # no closure: it would be a cycle of the test's
+                await asyncio.sleep(0.001)
             transport.write(b"y")
             tls = weakref.ref(transport._ssl_protocol)
             lower = weakref.ref(transport._ssl_protocol._transport)
@@ -392,8 +393,7 @@ async def test_a_closed_connection_leaves_no_cycle(versioned: Contexts) -> None:
             assert lower() is None
             protocol.transport = None
             del transport, protocol
-        if is_ours(asyncio.get_running_loop()):
-            assert tls() is None
+        assert tls() is None
     finally:
         gc.enable()
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .helpers import Recorder, socket_pair
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Callable
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 
