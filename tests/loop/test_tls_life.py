@@ -382,8 +382,7 @@ async def test_a_closed_connection_leaves_no_cycle(versioned: Contexts) -> None:
     try:
         async with tls_connected(versioned) as (transport, protocol, peer):
             await peer.send(b"x")
-            while not protocol.data:  # no closure: it would be a cycle of the test's
-                await asyncio.sleep(0.001)
+            await eventually(protocol.data.__len__)  # a closure would keep it
             transport.write(b"y")
             tls = weakref.ref(transport._ssl_protocol)
             lower = weakref.ref(transport._ssl_protocol._transport)
