@@ -58,12 +58,13 @@ cdef class TlsProtocol(TlsSession):
     cdef bint writing_paused       # the program was told to pause
     cdef bint lower_reading_paused
     cdef bint lower_full           # the transport told us to pause
+    cdef bint encrypting           # a record is on its way; nobody else begins one
     cdef bint lower_closing        # its close() is queued
 
     cdef int set_app(self, object app) except -1
     cdef int write(self, object data) except -1
     cdef int flush(self) except -1
-    # Whether the program's close() has an effect yet, and it.
+    # Begin to close, unless that has begun.
     cdef int shut(self) except -1
     # End now.  None: as abort() does.
     cdef int force_close(self, object exc) except -1

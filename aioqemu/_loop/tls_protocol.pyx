@@ -270,7 +270,7 @@ cdef class TlsProtocol(TlsSession):
             self._advance()
         return 0
 
-    def _take_ahead(self, data):
+    def _take_ahead(self, bytes data not None):
         """Before the handshake: what was read of the connection already."""
         if data:
             self.hold(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
@@ -553,11 +553,16 @@ cdef class TlsProtocol(TlsSession):
         return 0
 
     cdef int _encrypt(self, bint everything) except -1:
-        if self.state == TLS_WRAPPED or self.state == TLS_FLUSHING:
-            while self.backlog.count and (everything or not self.lower_full):
-                if self.write_record(self.loop.scratch()) == TLS_WANT:
-                    break
-                self._send_drained()
+        if not self.encrypting:
+            self.encrypting = True
+            try:
+                while (self.backlog.count and (everything or not self.lower_full)
+                        and (self.state == TLS_WRAPPED or self.state == TLS_FLUSHING)):
+                    if self.write_record(self.loop.scratch()) == TLS_WANT:
+                        break
+                    self._send_drained()
+            finally:
+                self.encrypting = False
         if self.talked:
             self._send_drained()
         return self.control_writing()

@@ -332,7 +332,8 @@ cdef class TlsSession(WireProtocol):
         written = aq_steal(result)
         if not 0 < written <= size:
             raise ValueError(f"write() of the SSL object says {written} of {size}")
-        queue_consume(&self.backlog, written)
+        if self.backlog.count:      # else a signal handler has ended it meanwhile
+            queue_consume(&self.backlog, written)
         return 0
 
     cdef object drain(self):

@@ -104,7 +104,8 @@ cdef class TlsTransport(FlowTransportBase):
 
     def _test__append_write_backlog(self, data):
         # CPython's own tests fill the buffer with this.
-        queue_push(&self.tls.backlog, bytes(data))
+        if data:
+            queue_push(&self.tls.backlog, bytes(data))
 
     def get_extra_info(self, name, default=None):
         """Information about the connection: "ssl_object", "peercert", "socket", ..."""

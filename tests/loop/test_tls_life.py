@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import ssl
 import weakref
 from typing import Any
@@ -427,6 +428,129 @@ async def test_a_failed_handshake_leaves_no_cycle() -> None:
         gc.enable()
 
 
+class Wild(asyncio.BufferedProtocol):
+    """A protocol that does anything to its transport at any moment."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.dice = dice
+        self.buffer = bytearray(dice.choice([1, 100, 5000]))
+        self.calls: list[str] = []
+        self.transport: Any = None
+
+    def act(self, call: str) -> None:
+        self.calls.append(call)
+        transport, dice = self.transport, self.dice
+        loop = asyncio.get_running_loop()
+        for _ in range(dice.randrange(3)):
+            match dice.randrange(16):
+                case 0:
+                    transport.close()
+                case 1 if dice.random() < 0.3:
+                    transport.abort()
+                case 2:
+                    transport.pause_reading()
+                    loop.call_soon(transport.resume_reading)
+                case 3:
+                    transport.resume_reading()
+                case 4:
+                    twin = Plain if type(self) is Wild else Wild
+                    other = twin(dice)
+                    other.transport, other.calls = transport, self.calls
+                    transport.set_protocol(other)
+                case 5:
+                    transport.set_write_buffer_limits(dice.randrange(2000))
+                case 6:
+                    transport.set_read_buffer_limits(dice.randrange(2000))
+                case 7:
+                    transport.get_write_buffer_size()
+                case 8:
+                    transport._ssl_protocol.pause_writing()
+                    transport._ssl_protocol.resume_writing()
+                case 9 if dice.random() < 0.2:
+                    raise ZeroDivisionError
+                case 10:
+                    transport.write(bytes(dice.randrange(300_000)))
+                case _:
+                    transport.write(bytes(dice.randrange(1, 3000)))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.transport.write(b"begin")
+        self.act("made")
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        self.act("buffer")
+        return memoryview(self.buffer)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.act("data")
+
+    def eof_received(self) -> None:
+        self.act("eof")
+
+    def pause_writing(self) -> None:
+        self.act("pause")
+
+    def resume_writing(self) -> None:
+        self.act("resume")
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.calls.append("lost")
+        self.act("after")
+
+
+class Plain(asyncio.Protocol):
+    """The same without a buffer."""
+
+    __init__ = Wild.__init__
+    act = Wild.act
+    connection_made = Wild.connection_made
+    eof_received = Wild.eof_received
+    pause_writing = Wild.pause_writing
+    resume_writing = Wild.resume_writing
+    connection_lost = Wild.connection_lost
+
+    def data_received(self, data: bytes) -> None:
+        self.act("data")
+
+
+@pytest.mark.loop_errors
+@pytest.mark.parametrize("seed", range(4))
+async def test_anything_at_any_moment(versioned: Contexts, seed: int) -> None:
+    skip_control("forgets its protocol when it is closed twice")
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda *_: None)
+    dice = random.Random(seed)
+    made: list[Any] = []
+
+    def factory() -> Any:
+        made.append(dice.choice([Wild, Plain])(dice))
+        return made[-1]
+
+    server = await loop.create_server(
+        factory, "127.0.0.1", 0, ssl=versioned[0], ssl_shutdown_timeout=0.1
+    )
+    address = server.sockets[0].getsockname()
+    for _ in range(15):
+        with contextlib.suppress(ZeroDivisionError, ConnectionError):
+            await loop.create_connection(
+                factory,
+                *address,
+                ssl=versioned[1],
+                server_hostname="localhost",
+                ssl_shutdown_timeout=0.1,
+            )
+    await asyncio.sleep(0.1)
+    for protocol in made:
+        if protocol.transport is not None:
+            protocol.transport.abort()
+    server.close()
+    await eventually(
+        lambda: all("lost" in p.calls for p in made if p.transport is not None)
+    )
+    assert all(p.calls.count("lost") <= 1 for p in made)
+
+
 CONTEXTS = """
 import gc, ssl, trustme, warnings
 authority = trustme.CA()
@@ -490,6 +614,8 @@ async def test_a_dropped_connection_is_told_of() -> None:
 
 async def test_an_idle_connection_is_small() -> None:
     skip_control("has a buffer of 256 KiB for each")
+    if "asan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("the sanitizer keeps what was freed")
     kind = kind_of(asyncio.get_running_loop())
     # KiB; what OpenSSL keeps of a session is more than 25 of it.
     assert float(run_script(_start() + MEMORY, kind)) < 45
