@@ -15,9 +15,12 @@ import asyncio
 from cpython.object cimport PyObject
 from cpython.object cimport visitproc
 
+from aioqemu._loop.layouts cimport AqFlowTransportObject
 from aioqemu._loop.layouts cimport AqHandleObject
 from aioqemu._loop.layouts cimport AqTimerObject
 from aioqemu._loop.layouts cimport AqTransportObject
+
+from aioqemu._loop.private import _FlowControlMixin
 
 cdef extern from "Python.h":
     ctypedef struct PyType_Slot:
@@ -77,12 +80,26 @@ cdef extern from *:
     }
     static inline void aq_transport_drop(PyObject *op)
     { Py_CLEAR(((AqTransportObject *)op)->extra); }
+    static int aq_flow_traverse(PyObject *op, visitproc visit, void *arg)
+    {
+        for (int i = 0; i < 4; i++)
+            Py_VISIT(((AqFlowTransportObject *)op)->slots[i]);
+        return aq_transport_traverse(op, visit, arg);
+    }
+    static inline void aq_flow_drop(PyObject *op)
+    {
+        for (int i = 0; i < 4; i++)
+            Py_CLEAR(((AqFlowTransportObject *)op)->slots[i]);
+        aq_transport_drop(op);
+    }
     """
     void aq_free(PyObject *op)
     int aq_handle_traverse(PyObject *op, visitproc visit, void *arg)
     int aq_transport_traverse(PyObject *op, visitproc visit, void *arg)
     void aq_handle_drop(PyObject *op)
     void aq_transport_drop(PyObject *op)
+    int aq_flow_traverse(PyObject *op, visitproc visit, void *arg)
+    void aq_flow_drop(PyObject *op)
 
 
 cdef int _handle_clear(PyObject *op) noexcept:
@@ -105,6 +122,17 @@ cdef int _transport_clear(PyObject *op) noexcept:
 cdef void _transport_dealloc(PyObject *op) noexcept:
     PyObject_GC_UnTrack(op)
     aq_transport_drop(op)
+    aq_free(op)
+
+
+cdef int _flow_clear(PyObject *op) noexcept:
+    aq_flow_drop(op)
+    return 0
+
+
+cdef void _flow_dealloc(PyObject *op) noexcept:
+    PyObject_GC_UnTrack(op)
+    aq_flow_drop(op)
     aq_free(op)
 
 
@@ -148,6 +176,13 @@ cdef object _transport(bytes name, tuple parents):
                  <void *>aq_transport_traverse, <void *>_transport_clear)
 
 
+cdef object _flow(bytes name):
+    if _FlowControlMixin.__basicsize__ != sizeof(AqFlowTransportObject):
+        raise ImportError("_FlowControlMixin has slots that aioqemu does not know of")
+    return _make(name, (_FlowControlMixin,), sizeof(AqFlowTransportObject),
+                 <void *>_flow_dealloc, <void *>aq_flow_traverse, <void *>_flow_clear)
+
+
 cdef extern from *:
     """
     #define AQ_HANDLE_SLOTS_END ((Py_ssize_t)offsetof(AqHandleObject, scratch))
@@ -161,6 +196,7 @@ cdef bytes _N3 = b"aioqemu._loop.bases.TransportBase"
 cdef bytes _N4 = b"aioqemu._loop.bases.DatagramTransportBase"
 cdef bytes _N5 = b"aioqemu._loop.bases.ReadTransportBase"
 cdef bytes _N6 = b"aioqemu._loop.bases.WriteTransportBase"
+cdef bytes _N7 = b"aioqemu._loop.bases.FlowTransportBase"
 
 HandleBase = _handle(_N1, asyncio.Handle, sizeof(AqHandleObject))
 TimerHandleBase = _handle(_N2, asyncio.TimerHandle, sizeof(AqTimerObject))
@@ -170,3 +206,5 @@ DatagramTransportBase = _transport(
     _N4, (asyncio.Transport, asyncio.DatagramTransport))
 ReadTransportBase = _transport(_N5, (asyncio.ReadTransport,))
 WriteTransportBase = _transport(_N6, (asyncio.WriteTransport,))
+# TLS transports: asyncio's sendfile() and others ask for this mixin.
+FlowTransportBase = _flow(_N7)

@@ -39,6 +39,10 @@ cdef extern from *:
         PyObject_HEAD
         PyObject *extra;      /* the slot _extra: a dict */
     } AqTransportObject;
+    typedef struct {
+        AqTransportObject transport;
+        PyObject *slots[4];   /* of asyncio's _FlowControlMixin, which stay unused */
+    } AqFlowTransportObject;
     #endif
     """
     ctypedef struct AqHandleObject:
@@ -62,3 +66,6 @@ cdef extern from *:
         PyObject *heap
     ctypedef struct AqTransportObject:
         PyObject *extra
+    ctypedef struct AqFlowTransportObject:
+        AqTransportObject transport
+        PyObject *slots[4]

@@ -36,10 +36,7 @@ try:
     # The logger "asyncio", under which programs expect and filter loop messages.
     from asyncio.log import logger
 
-    # TLS as a protocol between transport and user protocol, tied to no loop class.
-    from asyncio.sslproto import SSLProtocol
-
-    # asyncio.subprocess and third parties look for this class among the bases.
+    # asyncio.subprocess, sendfile() and third parties look for it among the bases.
     from asyncio.transports import _FlowControlMixin
 
     # The socket that get_extra_info("socket") and Server.sockets hand out.
@@ -74,7 +71,6 @@ SendfileMode = constants._SendfileMode
 
 __all__ = [
     "BaseSubprocessTransport",
-    "SSLProtocol",
     "SendfileMode",
     "TransportSocket",
     "_FlowControlMixin",

@@ -4,6 +4,7 @@ They are made by bases.pyx, which therefore cannot cimport this file: the layout
 layouts.pxd.
 """
 
+from aioqemu._loop.layouts cimport AqFlowTransportObject
 from aioqemu._loop.layouts cimport AqHandleObject
 from aioqemu._loop.layouts cimport AqTimerObject
 from aioqemu._loop.layouts cimport AqTransportObject
@@ -20,4 +21,6 @@ cdef extern from *:
     ctypedef class aioqemu._loop.bases.ReadTransportBase [object AqTransportObject]:
         pass
     ctypedef class aioqemu._loop.bases.WriteTransportBase [object AqTransportObject]:
+        pass
+    ctypedef class aioqemu._loop.bases.FlowTransportBase [object AqFlowTransportObject]:
         pass

@@ -4,6 +4,7 @@ from aioqemu._loop.callbacks cimport FlushNode
 from aioqemu._loop.core cimport LoopCore
 from aioqemu._loop.flow cimport OutQueue
 from aioqemu._loop.transport cimport SocketTransport
+from aioqemu._loop.wire cimport WireProtocol
 
 # Make one for a connected, non-blocking socket, given as an object or as an fd and its
 # kind; it owns that unless this raises.
@@ -12,6 +13,7 @@ cdef StreamTransport new_stream(LoopCore loop, object sock, int fd, tuple kind,
 cdef bint is_tcp(object sock) except -1
 
 cdef class StreamTransport(SocketTransport):
+    cdef WireProtocol wire         # the protocol, if it is one; else None
     cdef object data_received      # bound; None for a buffered protocol
     cdef object get_buffer
     cdef object buffer_updated
@@ -29,6 +31,7 @@ cdef class StreamTransport(SocketTransport):
     cdef int _read(self) except -1
     cdef int _read_data(self) except -1
     cdef int _read_buffered(self) except -1
+    cdef int _read_wire(self) except -1
     cdef int _on_eof(self) except -1
     cdef int _write(self, object data) except -1
     cdef int _send_now(self) except -1

@@ -39,6 +39,7 @@ from aioqemu._loop.flow cimport queue_list
 from aioqemu._loop.flow cimport queue_push
 from aioqemu._loop.handles cimport PyContext_Exit
 from aioqemu._loop.transport cimport SocketTransport
+from aioqemu._loop.wire cimport WireProtocol
 from aioqemu._sys.classes cimport refuse_new
 from aioqemu._sys.inet cimport AF_INET
 from aioqemu._sys.inet cimport AF_INET6
@@ -175,6 +176,7 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int _set_protocol(self, object protocol) except -1:
         self.protocol = protocol
+        self.wire = protocol if isinstance(protocol, WireProtocol) else None
         if isinstance(protocol, _BufferedProtocol):
             self.data_received = None
             self.get_buffer = protocol.get_buffer
@@ -217,6 +219,7 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int _ended(self) except -1:
         self.data_received = self.get_buffer = self.buffer_updated = None
+        self.wire = None
         self._leave()
         waiter = self.empty_waiter
         if waiter is not None and not waiter.done():
@@ -252,6 +255,8 @@ cdef class StreamTransport(SocketTransport):
             return 0
         if self._stolen():
             return self._robbed()
+        if self.wire is not None:
+            return self._read_wire()
         if self.get_buffer is None:
             return self._read_data()
         return self._read_buffered()
@@ -272,6 +277,31 @@ cdef class StreamTransport(SocketTransport):
             except BaseException as exc:
                 self._fatal_error(
                     exc, "Fatal error: protocol.data_received() call failed.")
+            finally:
+                PyContext_Exit(<PyObject *>ctx)
+            return 0
+        if n == 0:
+            return self._on_eof()
+        err = errno
+        if err == EAGAIN or err == EINTR:
+            return 0
+        return self._fatal_errno(err, "Fatal read error on socket transport")
+
+    cdef int _read_wire(self) except -1:
+        cdef WireProtocol wire = self.wire
+        cdef char *buf = self.loop.scratch()
+        cdef ssize_t n
+        cdef int err
+        n = recv(self.fd, buf, SCRATCH_SIZE, MSG_DONTWAIT)
+        if n > 0:
+            ctx = enter(self.ctx)
+            try:
+                wire.wire_data(buf, n)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                self._fatal_error(
+                    exc, "Fatal error: protocol.buffer_updated() call failed.")
             finally:
                 PyContext_Exit(<PyObject *>ctx)
             return 0

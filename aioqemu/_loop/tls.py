@@ -1,7 +1,7 @@
-"""TLS on the loop's stream transports, through asyncio's own SSLProtocol.
+"""TLS on the loop's stream transports: what is checked and who is put on whom.
 
-The protocol sits between a stream transport and the user's protocol; it may itself sit
-on another one (TLS inside TLS).  Nothing here touches a socket or a certificate.
+The native protocol sits between a stream transport and the user's protocol; it may
+itself sit on another one (TLS inside TLS).  Nothing here touches a socket.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from .private import SSLProtocol, constants
+from .private import constants
 
 if TYPE_CHECKING:
     import socket
     import ssl
 
     from ._typing import LoopBase
+    from .tls_transport import make_tls
 
     HAVE_SSL: bool
 else:
@@ -23,12 +24,11 @@ else:
     try:
         import ssl
 
+        from .tls_transport import make_tls
+
         HAVE_SSL = True
     except ImportError:  # pragma: no cover - a Python built without OpenSSL
         HAVE_SSL = False
-
-# Time-outs are floats in truth, and the waiter may be missing; the stubs say otherwise.
-_ssl_protocol: Any = SSLProtocol
 
 SSLArgument: TypeAlias = "ssl.SSLContext | bool | None"
 """The `ssl=` of connections: a context, True for a default one, or none."""
@@ -94,13 +94,15 @@ class TlsMixin(LoopBase):
     ) -> asyncio.Transport:
         """Make a TLS transport on a connected socket; the handshake follows."""
         self._ensure_fd_no_transport(rawsock)
-        tls: Any = _ssl_protocol(
-            self,
+        if not HAVE_SSL:
+            raise RuntimeError("Python ssl module is not available")
+        tls = make_tls(
+            cast("Any", self),
             protocol,
-            sslcontext,
+            cast("Any", sslcontext),
             waiter,
-            server_side,
-            server_hostname,
+            server_side=server_side,
+            server_hostname=server_hostname,
             ssl_handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
@@ -149,13 +151,13 @@ class TlsMixin(LoopBase):
             raise TypeError(f"transport {transport!r} is not supported by start_tls()")
 
         waiter = self.create_future()
-        tls: Any = _ssl_protocol(
-            self,
+        tls = make_tls(
+            cast("Any", self),
             protocol,
             sslcontext,
             waiter,
-            server_side,
-            server_hostname,
+            server_side=server_side,
+            server_hostname=server_hostname,
             ssl_handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
             call_connection_made=False,
@@ -163,9 +165,7 @@ class TlsMixin(LoopBase):
         # Bytes that came now would reach the TLS protocol before its connection_made.
         transport.pause_reading()
         if server_side:
-            read_ahead = _take_read_ahead(protocol)
-            if read_ahead:
-                tls._incoming.write(read_ahead)
+            tls._take_ahead(_take_read_ahead(protocol))
         transport.set_protocol(tls)
         steps = (
             self.call_soon(tls.connection_made, transport),

@@ -271,6 +271,14 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         ),
     ),
     Exclusion(
+        "patches the stock SSLProtocol; tests/loop/test_tls_life.py looks for cycles",
+        (
+            "test_sslproto.BaseStartTLS"
+            ".test_create_connection_ssl_failed_certificate_no_cycles",
+        ),
+        versions=((3, 14), (3, 99)),
+    ),
+    Exclusion(
         "puts a fake socket into the stock transport, by its private members",
         (
             "test_ssl.TestSSL"

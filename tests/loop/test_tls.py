@@ -14,23 +14,11 @@ import sys
 from typing import Any
 
 import pytest
-import trustme
 
 from .helpers import Recorder, eventually, recv_all, shut
 
 pytestmark = pytest.mark.asyncio
 HOST = "127.0.0.1"
-
-
-@pytest.fixture(scope="module")
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's and a client's context that trust each other."""
-    authority = trustme.CA()
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost", HOST).configure_cert(server)
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
-    return server, client
 
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]

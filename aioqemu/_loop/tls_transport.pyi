@@ -1,0 +1,24 @@
+import asyncio
+import ssl
+from typing import Any
+
+from typing_extensions import disjoint_base
+
+from .core import LoopCore
+
+@disjoint_base
+class TlsTransport(asyncio.Transport):
+    def __init__(self) -> None: ...
+
+def make_tls(
+    loop: LoopCore,
+    protocol: Any,
+    sslcontext: ssl.SSLContext | None,
+    waiter: asyncio.Future[Any] | None,
+    *,
+    server_side: bool,
+    server_hostname: str | None,
+    ssl_handshake_timeout: float | None,
+    ssl_shutdown_timeout: float | None,
+    call_connection_made: bool = True,
+) -> Any: ...
