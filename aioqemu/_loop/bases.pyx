@@ -1,4 +1,4 @@
-"""Base types that let a native class be an asyncio.Handle or asyncio.Transport.
+"""Base types that let a native class be an asyncio.Handle, Transport or Protocol.
 
 asyncio's own classes are Python classes.  A Cython class can extend one, and
 `isinstance` holds, but the deallocator, traverse and clear functions that such a class
@@ -13,6 +13,7 @@ has a property of the same name in the subclass.  Where each field lies is in sh
 import asyncio
 
 from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
 from cpython.object cimport visitproc
 
 from aioqemu._loop.layouts cimport AqHandleObject
@@ -33,6 +34,7 @@ cdef extern from "Python.h":
         Py_tp_dealloc
         Py_tp_traverse
         Py_tp_clear
+        Py_tp_new
         Py_TPFLAGS_DEFAULT
         Py_TPFLAGS_BASETYPE
         Py_TPFLAGS_HAVE_GC
@@ -43,6 +45,12 @@ cdef extern from "Python.h":
 cdef extern from *:
     """
     static inline void aq_free(PyObject *op) { Py_TYPE(op)->tp_free(op); }
+    /* Programs make protocols: the arguments are for __init__, not for object(). */
+    static PyObject *aq_new(PyTypeObject *type, PyObject *args, PyObject *kwds)
+    {
+        (void)args; (void)kwds;
+        return type->tp_alloc(type, 0);
+    }
     static inline void aq_handle_drop(PyObject *op)
     {
         AqHandleObject *h = (AqHandleObject *)op;
@@ -79,6 +87,7 @@ cdef extern from *:
     { Py_CLEAR(((AqTransportObject *)op)->extra); }
     """
     void aq_free(PyObject *op)
+    PyObject *aq_new(PyTypeObject *type, PyObject *args, PyObject *kwds)
     int aq_handle_traverse(PyObject *op, visitproc visit, void *arg)
     int aq_transport_traverse(PyObject *op, visitproc visit, void *arg)
     void aq_handle_drop(PyObject *op)
@@ -109,8 +118,8 @@ cdef void _transport_dealloc(PyObject *op) noexcept:
 
 
 cdef object _make(bytes name, tuple parents, Py_ssize_t size, void *dealloc,
-                  void *traverse, void *clear):
-    cdef PyType_Slot slots[4]
+                  void *traverse, void *clear, void *new=NULL):
+    cdef PyType_Slot slots[5]
     cdef PyType_Spec spec
     base = parents[0]
     if base.__basicsize__ > size:
@@ -123,8 +132,10 @@ cdef object _make(bytes name, tuple parents, Py_ssize_t size, void *dealloc,
     slots[1].pfunc = traverse
     slots[2].slot = Py_tp_clear
     slots[2].pfunc = clear
-    slots[3].slot = 0
-    slots[3].pfunc = NULL
+    slots[3].slot = Py_tp_new if new != NULL else 0
+    slots[3].pfunc = new
+    slots[4].slot = 0
+    slots[4].pfunc = NULL
     spec.name = name
     spec.basicsize = <int>size
     spec.itemsize = 0
@@ -148,6 +159,27 @@ cdef object _transport(bytes name, tuple parents):
                  <void *>aq_transport_traverse, <void *>_transport_clear)
 
 
+cdef int _nothing_traverse(PyObject *op, visitproc visit, void *arg) noexcept:
+    return 0
+
+
+cdef int _nothing_clear(PyObject *op) noexcept:
+    return 0
+
+
+cdef void _nothing_dealloc(PyObject *op) noexcept:
+    PyObject_GC_UnTrack(op)
+    aq_free(op)
+
+
+cdef object _protocol(bytes name, tuple parents):
+    if parents[0].__basicsize__ != object.__basicsize__:
+        raise ImportError(
+            f"{parents[0].__name__} has slots that aioqemu does not know of")
+    return _make(name, parents, object.__basicsize__, <void *>_nothing_dealloc,
+                 <void *>_nothing_traverse, <void *>_nothing_clear, <void *>aq_new)
+
+
 cdef extern from *:
     """
     #define AQ_HANDLE_SLOTS_END ((Py_ssize_t)offsetof(AqHandleObject, scratch))
@@ -161,6 +193,7 @@ cdef bytes _N3 = b"aioqemu._loop.bases.TransportBase"
 cdef bytes _N4 = b"aioqemu._loop.bases.DatagramTransportBase"
 cdef bytes _N5 = b"aioqemu._loop.bases.ReadTransportBase"
 cdef bytes _N6 = b"aioqemu._loop.bases.WriteTransportBase"
+cdef bytes _N7 = b"aioqemu._loop.bases.ProtocolBase"
 
 HandleBase = _handle(_N1, asyncio.Handle, sizeof(AqHandleObject))
 TimerHandleBase = _handle(_N2, asyncio.TimerHandle, sizeof(AqTimerObject))
@@ -170,3 +203,4 @@ DatagramTransportBase = _transport(
     _N4, (asyncio.Transport, asyncio.DatagramTransport))
 ReadTransportBase = _transport(_N5, (asyncio.ReadTransport,))
 WriteTransportBase = _transport(_N6, (asyncio.WriteTransport,))
+ProtocolBase = _protocol(_N7, (asyncio.Protocol,))
