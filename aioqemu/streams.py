@@ -55,7 +55,7 @@ async def open_connection(
         OSError: The connection could not be made.
         ValueError: The limit is not above 0.
     """
-    loop = asyncio.get_running_loop()
+    loop: Any = asyncio.get_running_loop()  # the stubs know less of the arguments
     reader, protocol = _pair(loop, limit)
     transport, _ = await loop.create_connection(lambda: protocol, host, port, **kwds)
     return reader, StreamWriter(transport, protocol, reader, loop)

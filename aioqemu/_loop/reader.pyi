@@ -46,7 +46,6 @@ class StreamReader:
 
 @final
 class Reading(Coroutine[Any, Any, _T]):
-    def __init__(self, *args: object, **kwargs: object) -> None: ...
     @property
     def __name__(self) -> str: ...
     @property

@@ -44,7 +44,6 @@ class _Served:
 
 @final
 class Draining(Coroutine[Any, Any, None]):
-    def __init__(self, *args: object, **kwargs: object) -> None: ...
     @property
     def __name__(self) -> str: ...
     @property
