@@ -56,7 +56,7 @@ _HOMES = {
     "run": "._runner",
 }
 _OF_POLICIES = ("EventLoopPolicy", "install")
-_SUBMODULES = ("block", "qemu_aio", "testing")
+_SUBMODULES = ("block", "qemu_aio", "streams", "testing")
 
 if sys.version_info < (3, 16):
     _HOMES.update(dict.fromkeys(_OF_POLICIES, ".policy"))

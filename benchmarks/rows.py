@@ -23,7 +23,8 @@ class Row:
         unit: what one event is.
         quick: whether `--quick` runs it.
         transport: of a server row.
-        api: which asyncio API the server is written on.
+        api: which asyncio API the server is written on; "own" is the streams of the
+            loop's package, asyncio's where it has none.
         mode: what the client does: "echo" or "accept" (connect, be closed, again).
         size: bytes a message, None for what `--size` says.
         connections: None for what `--connections` says.
@@ -38,7 +39,9 @@ class Row:
     unit: str = "message"
     quick: bool = True
     transport: Literal["tcp", "unix", "tls", "udp"] = "tcp"
-    api: Literal["protocol", "buffered", "streams", "sock", "accept"] = "protocol"
+    api: Literal["protocol", "buffered", "streams", "own", "sock", "accept"] = (
+        "protocol"
+    )
     mode: Literal["echo", "accept"] = "echo"
     size: int | None = None
     connections: int | None = None
@@ -72,6 +75,7 @@ ROWS: tuple[Row, ...] = (
     Row("tcp-protocol", "TCP echo, Protocol", api="protocol"),
     Row("tcp-buffered", "TCP echo, BufferedProtocol", api="buffered"),
     Row("tcp-streams", "TCP echo, asyncio streams", api="streams"),
+    Row("tcp-own-streams", "TCP echo, the loop's own streams", api="own"),
     Row("tcp-sock", "TCP echo, sock_recv + sock_sendall", api="sock"),
     Row("tcp-one", "TCP echo, Protocol, 1 connection", connections=1),
     Row("tcp-64k", "TCP echo, Protocol, 64 KiB", size=64 * KIB, connections=16),
@@ -108,6 +112,13 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("unix-streams", "Unix echo, asyncio streams", transport="unix", api="streams"),
     Row(
+        "unix-own-streams",
+        "Unix echo, the loop's own streams",
+        transport="unix",
+        api="own",
+        quick=False,
+    ),
+    Row(
         "unix-sock",
         "Unix echo, sock_recv + sock_sendall",
         transport="unix",
@@ -123,6 +134,13 @@ ROWS: tuple[Row, ...] = (
         quick=False,
     ),
     Row("tls-streams", "TLS echo, asyncio streams", transport="tls", api="streams"),
+    Row(
+        "tls-own-streams",
+        "TLS echo, the loop's own streams",
+        transport="tls",
+        api="own",
+        quick=False,
+    ),
     Row("udp-protocol", "UDP echo, DatagramProtocol", transport="udp"),
     Row(
         "udp-sock", "UDP echo, sock_recvfrom + sock_sendto", transport="udp", api="sock"

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import faulthandler
 import gc
+import importlib
 import json
 import os
 import resource
@@ -85,7 +86,7 @@ class EchoDatagramProtocol(asyncio.DatagramProtocol):
 async def echo_stream(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """Serve one connection with asyncio's streams, as programs are written."""
+    """Serve one connection with streams, as programs are written."""
     try:
         while data := await reader.read(READ_SIZE):
             writer.write(data)
@@ -187,11 +188,12 @@ class Server:
         loop = asyncio.get_running_loop()
         context = self._context()
         server: asyncio.AbstractServer
-        if self.api == "streams":
-            start = (
-                asyncio.start_unix_server
+        if self.api in {"streams", "own"}:
+            streams = own_streams(loop) if self.api == "own" else asyncio
+            start: Callable[..., Awaitable[asyncio.AbstractServer]] = (
+                streams.start_unix_server
                 if self.transport == "unix"
-                else asyncio.start_server
+                else streams.start_server
             )
             server = await start(echo_stream, sock=sock, backlog=BACKLOG, ssl=context)
         else:
@@ -230,6 +232,15 @@ class Server:
             RuntimeError("cancelled") if task.cancelled() else task.exception()
         )
         asyncio.get_running_loop().stop()
+
+
+def own_streams(loop: asyncio.AbstractEventLoop) -> Any:
+    """The streams that come with a loop; asyncio's where it brings none."""
+    package = type(loop).__module__.partition(".")[0]
+    try:
+        return importlib.import_module(f"{package}.streams")
+    except ModuleNotFoundError:
+        return asyncio
 
 
 def usage() -> dict[str, float]:

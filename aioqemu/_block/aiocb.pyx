@@ -29,48 +29,15 @@ from libc.stdint cimport uint64_t
 
 from aioqemu._engine.context cimport AioContext
 from aioqemu._engine.handlers cimport BottomHalf
+from aioqemu._sys.iterators cimport PYGEN_NEXT
+from aioqemu._sys.iterators cimport PYGEN_RETURN
+from aioqemu._sys.iterators cimport aq_set_next
+from aioqemu._sys.iterators cimport aq_stop_iteration
+from aioqemu._sys.iterators cimport iternextfunc
+from aioqemu._sys.iterators cimport sendfunc
 from aioqemu._sys.libc cimport ECANCELED
 
 from aioqemu._engine import main_context
-
-cdef extern from *:
-    """
-    /* End an iterator with a value, as `return value` of a generator does: cheaper than
-       `raise StopIteration(value)`, which makes a traceback. */
-    static inline int aq_stop_iteration(PyObject *value)
-    {
-        PyObject *exc;
-
-        if (PyTuple_Check(value) || PyExceptionInstance_Check(value)) {
-            /* would be taken for arguments, or for the exception itself */
-            exc = PyObject_CallOneArg(PyExc_StopIteration, value);
-            if (exc != NULL) {
-                PyErr_SetObject(PyExc_StopIteration, exc);
-                Py_DECREF(exc);
-            }
-        } else {
-            PyErr_SetObject(PyExc_StopIteration, value);
-        }
-        return 0;
-    }
-    /* What `await` asks: without an exception that carries the outcome. */
-    static inline void aq_set_next(PyTypeObject *type, iternextfunc next, sendfunc send)
-    {
-        static PyAsyncMethods methods;
-
-        methods.am_send = send;
-        type->tp_as_async = &methods;
-        type->tp_iternext = next;
-    }
-    """
-    int aq_stop_iteration(object value) noexcept
-    ctypedef enum PySendResult:
-        PYGEN_RETURN
-        PYGEN_ERROR
-        PYGEN_NEXT
-    ctypedef PyObject *(*iternextfunc)(PyObject *) noexcept
-    ctypedef PySendResult (*sendfunc)(PyObject *, PyObject *, PyObject **) noexcept
-    void aq_set_next(PyTypeObject *type, iternextfunc next, sendfunc send)
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)

@@ -1,4 +1,4 @@
-"""Base types that let a native class be an asyncio.Handle or asyncio.Transport.
+"""Base types that let a native class be an asyncio.Handle, Transport or Protocol.
 
 asyncio's own classes are Python classes.  A Cython class can extend one, and
 `isinstance` holds, but the deallocator, traverse and clear functions that such a class
@@ -13,6 +13,7 @@ has a property of the same name in the subclass.  Where each field lies is in sh
 import asyncio
 
 from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
 from cpython.object cimport visitproc
 
 from aioqemu._loop.layouts cimport AqFlowTransportObject
@@ -36,6 +37,7 @@ cdef extern from "Python.h":
         Py_tp_dealloc
         Py_tp_traverse
         Py_tp_clear
+        Py_tp_new
         Py_TPFLAGS_DEFAULT
         Py_TPFLAGS_BASETYPE
         Py_TPFLAGS_HAVE_GC
@@ -46,6 +48,12 @@ cdef extern from "Python.h":
 cdef extern from *:
     """
     static inline void aq_free(PyObject *op) { Py_TYPE(op)->tp_free(op); }
+    /* Programs make protocols: the arguments are for __init__, not for object(). */
+    static PyObject *aq_new(PyTypeObject *type, PyObject *args, PyObject *kwds)
+    {
+        (void)args; (void)kwds;
+        return type->tp_alloc(type, 0);
+    }
     static inline void aq_handle_drop(PyObject *op)
     {
         AqHandleObject *h = (AqHandleObject *)op;
@@ -94,6 +102,7 @@ cdef extern from *:
     }
     """
     void aq_free(PyObject *op)
+    PyObject *aq_new(PyTypeObject *type, PyObject *args, PyObject *kwds)
     int aq_handle_traverse(PyObject *op, visitproc visit, void *arg)
     int aq_transport_traverse(PyObject *op, visitproc visit, void *arg)
     void aq_handle_drop(PyObject *op)
@@ -137,8 +146,8 @@ cdef void _flow_dealloc(PyObject *op) noexcept:
 
 
 cdef object _make(bytes name, tuple parents, Py_ssize_t size, void *dealloc,
-                  void *traverse, void *clear):
-    cdef PyType_Slot slots[4]
+                  void *traverse, void *clear, void *new=NULL):
+    cdef PyType_Slot slots[5]
     cdef PyType_Spec spec
     base = parents[0]
     if base.__basicsize__ > size:
@@ -151,8 +160,10 @@ cdef object _make(bytes name, tuple parents, Py_ssize_t size, void *dealloc,
     slots[1].pfunc = traverse
     slots[2].slot = Py_tp_clear
     slots[2].pfunc = clear
-    slots[3].slot = 0
-    slots[3].pfunc = NULL
+    slots[3].slot = Py_tp_new if new != NULL else 0
+    slots[3].pfunc = new
+    slots[4].slot = 0
+    slots[4].pfunc = NULL
     spec.name = name
     spec.basicsize = <int>size
     spec.itemsize = 0
@@ -181,6 +192,25 @@ cdef object _flow(bytes name):
         raise ImportError("_FlowControlMixin has slots that aioqemu does not know of")
     return _make(name, (_FlowControlMixin,), sizeof(AqFlowTransportObject),
                  <void *>_flow_dealloc, <void *>aq_flow_traverse, <void *>_flow_clear)
+cdef int _nothing_traverse(PyObject *op, visitproc visit, void *arg) noexcept:
+    return 0
+
+
+cdef int _nothing_clear(PyObject *op) noexcept:
+    return 0
+
+
+cdef void _nothing_dealloc(PyObject *op) noexcept:
+    PyObject_GC_UnTrack(op)
+    aq_free(op)
+
+
+cdef object _protocol(bytes name, tuple parents):
+    if parents[0].__basicsize__ != object.__basicsize__:
+        raise ImportError(
+            f"{parents[0].__name__} has slots that aioqemu does not know of")
+    return _make(name, parents, object.__basicsize__, <void *>_nothing_dealloc,
+                 <void *>_nothing_traverse, <void *>_nothing_clear, <void *>aq_new)
 
 
 cdef extern from *:
@@ -197,6 +227,7 @@ cdef bytes _N4 = b"aioqemu._loop.bases.DatagramTransportBase"
 cdef bytes _N5 = b"aioqemu._loop.bases.ReadTransportBase"
 cdef bytes _N6 = b"aioqemu._loop.bases.WriteTransportBase"
 cdef bytes _N7 = b"aioqemu._loop.bases.FlowTransportBase"
+cdef bytes _N8 = b"aioqemu._loop.bases.ProtocolBase"
 
 HandleBase = _handle(_N1, asyncio.Handle, sizeof(AqHandleObject))
 TimerHandleBase = _handle(_N2, asyncio.TimerHandle, sizeof(AqTimerObject))
@@ -208,3 +239,4 @@ ReadTransportBase = _transport(_N5, (asyncio.ReadTransport,))
 WriteTransportBase = _transport(_N6, (asyncio.WriteTransport,))
 # TLS transports: asyncio's sendfile() and others ask for this mixin.
 FlowTransportBase = _flow(_N7)
+ProtocolBase = _protocol(_N8, (asyncio.Protocol,))

@@ -38,6 +38,7 @@ from aioqemu._sys.atomic cimport aq_prefetch
 from aioqemu._sys.libc cimport aq_now_ns
 
 from aioqemu._loop.private import (
+    _get_running_loop,
     extract_stack,
     format_callback_source,
     iscoroutinefunction,
@@ -64,6 +65,7 @@ cdef enum:
 
 cdef object _unset = object()
 cdef object _Future = asyncio.Future
+cdef object _running_loop = _get_running_loop
 cdef int64_t NEVER_NS = 0x7fffffffffffffff
 # Whether a handle's methods may be called from other threads, as far as asyncio promises.
 cdef bint _handles_shared = sys.version_info >= (3, 14)
@@ -197,7 +199,8 @@ cdef class LoopCallbacks:
 
     def create_future(self):
         """Make a future of this loop."""
-        return _Future(loop=self)
+        # The running loop is the default, and arguments by name cost a dictionary.
+        return _Future() if _running_loop() is self else _Future(loop=self)
 
     # -- callbacks ----------------------------------------------------------------------
 

@@ -1,8 +1,10 @@
-"""The base types of handles and transports, for `cdef class X(HandleBase)`.
+"""The base types of handles, transports and protocols, for `cdef class X(HandleBase)`.
 
 They are made by bases.pyx, which therefore cannot cimport this file: the layouts are in
 layouts.pxd.
 """
+
+from cpython.object cimport PyObject
 
 from aioqemu._loop.layouts cimport AqFlowTransportObject
 from aioqemu._loop.layouts cimport AqHandleObject
@@ -23,4 +25,6 @@ cdef extern from *:
     ctypedef class aioqemu._loop.bases.WriteTransportBase [object AqTransportObject]:
         pass
     ctypedef class aioqemu._loop.bases.FlowTransportBase [object AqFlowTransportObject]:
+        pass
+    ctypedef class aioqemu._loop.bases.ProtocolBase [object PyObject]:
         pass

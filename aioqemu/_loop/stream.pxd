@@ -12,6 +12,11 @@ cdef StreamTransport new_stream(LoopCore loop, object sock, int fd, tuple kind,
                                 object protocol, object waiter, dict info, object server)
 cdef bint is_tcp(object sock) except -1
 
+cdef enum Feeding:
+    FEED_CALLS                     # protocol.data_received, or get_buffer
+    FEED_NATIVE                    # exactly our StreamReaderProtocol: its reader
+    FEED_STOCK                     # exactly asyncio's: its reader
+
 cdef class StreamTransport(SocketTransport):
     cdef WireProtocol wire         # the protocol, if it is one; else None
     cdef object data_received      # bound; None for a buffered protocol
@@ -23,6 +28,7 @@ cdef class StreamTransport(SocketTransport):
     cdef OutQueue queue
     cdef FlushNode flush_node
     # state
+    cdef Feeding feeding           # decided when the protocol is set
     cdef bint blocked              # the socket is full: POLLOUT is wanted
     cdef bint eof_received         # and the protocol keeps the writing half
     cdef bint eof_sent             # write_eof() was called
@@ -32,6 +38,8 @@ cdef class StreamTransport(SocketTransport):
     cdef int _read_data(self) except -1
     cdef int _read_buffered(self) except -1
     cdef int _read_wire(self) except -1
+    # Whether the data went to the protocol's reader, past the protocol.
+    cdef bint _feed(self, bytes data) except -1
     cdef int _on_eof(self) except -1
     cdef int _write(self, object data) except -1
     cdef int _send_now(self) except -1

@@ -38,8 +38,12 @@ from aioqemu._loop.flow cimport queue_iov
 from aioqemu._loop.flow cimport queue_list
 from aioqemu._loop.flow cimport queue_push
 from aioqemu._loop.handles cimport PyContext_Exit
+from aioqemu._loop.reader cimport StreamReader
+from aioqemu._loop.stock cimport feed_stock
+from aioqemu._loop.stock cimport is_stock
 from aioqemu._loop.transport cimport SocketTransport
 from aioqemu._loop.wire cimport WireProtocol
+from aioqemu._loop.writer cimport StreamReaderProtocol
 from aioqemu._sys.classes cimport refuse_new
 from aioqemu._sys.inet cimport AF_INET
 from aioqemu._sys.inet cimport AF_INET6
@@ -184,6 +188,11 @@ cdef class StreamTransport(SocketTransport):
         else:
             self.data_received = getattr(protocol, "data_received", None)
             self.get_buffer = self.buffer_updated = None
+        # A subclass may have a data_received of its own.
+        if type(protocol) is StreamReaderProtocol:
+            self.feeding = FEED_NATIVE
+        else:
+            self.feeding = FEED_STOCK if is_stock(protocol) else FEED_CALLS
         return 0
 
     # -- life -----------------------------------------------------------------------------
@@ -220,6 +229,7 @@ cdef class StreamTransport(SocketTransport):
     cdef int _ended(self) except -1:
         self.data_received = self.get_buffer = self.buffer_updated = None
         self.wire = None
+        self.feeding = FEED_CALLS
         self._leave()
         waiter = self.empty_waiter
         if waiter is not None and not waiter.done():
@@ -268,6 +278,8 @@ cdef class StreamTransport(SocketTransport):
         n = recv(self.fd, buf, SCRATCH_SIZE, MSG_DONTWAIT)
         if n > 0:
             data = PyBytes_FromStringAndSize(buf, n)
+            if self.feeding != FEED_CALLS and self._feed(data):
+                return 0
             callback = self.data_received
             ctx = enter(self.ctx)
             try:
@@ -311,6 +323,22 @@ cdef class StreamTransport(SocketTransport):
         if err == EAGAIN or err == EINTR:
             return 0
         return self._fatal_errno(err, "Fatal read error on socket transport")
+
+    cdef bint _feed(self, bytes data) except -1:
+        cdef StreamReader reader
+        # This runs no code of users, so no context is entered.
+        try:
+            if self.feeding == FEED_STOCK:
+                return feed_stock(self.protocol, data)
+            reader = (<StreamReaderProtocol>self.protocol).direct_reader()
+            if reader is None:
+                return False
+            reader.feed(data)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+        return True
 
     cdef int _read_buffered(self) except -1:
         cdef Py_buffer view

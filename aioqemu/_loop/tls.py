@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from .private import constants
+from .writer import StreamReaderProtocol
 
 if TYPE_CHECKING:
     import socket
@@ -65,6 +66,8 @@ def _take_read_ahead(protocol: object) -> bytes:
 
     They are the peer's first TLS records, and no text that the program may read.
     """
+    if isinstance(protocol, StreamReaderProtocol):
+        return protocol._take_read_ahead()
     if isinstance(protocol, asyncio.StreamReaderProtocol):
         reader = getattr(protocol, "_stream_reader", None)
         buffer = getattr(reader, "_buffer", None)

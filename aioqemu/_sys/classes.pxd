@@ -16,7 +16,11 @@ cdef extern from *:
     /* An object that `__new__` alone has made has no context or loop, and its methods,
      * which look for none, would follow a null pointer.  Code of the class's own module
      * makes objects past this slot. */
-    static inline void refuse_new(PyTypeObject *type) { type->tp_new = aq_refused_new; }
+    static inline void refuse_new(PyTypeObject *type)
+    {
+        type->tp_new = aq_refused_new;
+        type->tp_vectorcall = NULL;     /* Cython's own would go past tp_new */
+    }
     #endif
     """
     void refuse_new(PyTypeObject *type)

@@ -23,6 +23,7 @@ from aioqemu import (
     new_event_loop,
     qemu_aio,
     run,
+    streams,
 )
 
 if TYPE_CHECKING:
@@ -91,6 +92,25 @@ def check_loop(loop: EventLoop) -> None:
 async def check_flushed(ctx: AioContext) -> None:
     """What a task awaits instead of polling."""
     await ctx.flushed()
+
+
+async def check_streams() -> None:
+    """Streams are typed as asyncio's are."""
+    reader, writer = await streams.open_connection("host", 80, limit=1 << 20)
+    assert_type(reader, streams.StreamReader)
+    assert_type(writer, streams.StreamWriter)
+    assert_type(await reader.readuntil((b"\r", b"\n")), bytes)
+    assert_type(await asyncio.wait_for(reader.read(10), 1), bytes)
+    task = asyncio.create_task(reader.readline())
+    assert_type(await task, bytes)
+    async for line in reader:
+        assert_type(line, bytes)
+    await writer.drain()
+
+    async def serve(_reader: streams.StreamReader, _writer: object) -> None: ...
+
+    assert_type(await streams.start_server(serve, port=0), asyncio.Server)
+    writer.write("text")  # type: ignore[arg-type]
 
 
 def check_engine(ctx: AioContext) -> None:
