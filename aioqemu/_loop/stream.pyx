@@ -55,7 +55,6 @@ from aioqemu._sys.libc cimport MSG_NOSIGNAL
 from aioqemu._sys.libc cimport POLLIN
 from aioqemu._sys.libc cimport POLLOUT
 from aioqemu._sys.libc cimport SHUT_WR
-from aioqemu._sys.libc cimport close
 from aioqemu._sys.libc cimport errno
 from aioqemu._sys.libc cimport iovec
 from aioqemu._sys.libc cimport msghdr
