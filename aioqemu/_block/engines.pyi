@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
@@ -9,7 +9,7 @@ ENGINE_NAMES: tuple[str, ...]
 
 @disjoint_base
 class Engines(Launcher):
-    def __init__(self, ctx: AioContext) -> None: ...
+    def __new__(cls, ctx: AioContext) -> Self: ...
     max_threads: int
     @property
     def context(self) -> AioContext: ...

@@ -48,6 +48,7 @@ class Launcher:
 
 @disjoint_base
 class BlockRequest(BlockDriverAIOCB):
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
     @property
     def service(self) -> BlockService: ...
     @property

@@ -1,6 +1,6 @@
 from collections.abc import Callable, Iterable
 from enum import IntFlag
-from typing import Any
+from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
@@ -27,7 +27,7 @@ class Op(IntFlag):
 @disjoint_base
 class BlockService(Engines):
     read_now_bytes: int
-    def __init__(self, ctx: AioContext) -> None: ...
+    def __new__(cls, ctx: AioContext) -> Self: ...
     @property
     def requests(self) -> BlockPool: ...
     def swap_hook(

@@ -1,5 +1,8 @@
+from typing_extensions import disjoint_base
+
 from ._typing import ClientTransport
 
+@disjoint_base
 class ServerClients:
     @property
     def _clients(self) -> list[ClientTransport]: ...

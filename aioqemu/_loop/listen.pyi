@@ -2,8 +2,11 @@ import socket
 import ssl
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 from ._typing import LoopBase, ProtocolFactory
 
+@disjoint_base
 class Listener:
     def __init__(
         self,
