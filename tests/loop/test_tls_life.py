@@ -416,7 +416,10 @@ async def test_a_failed_handshake_leaves_no_cycle() -> None:
             await asyncio.sleep(0.01)
 
     def living() -> int:
-        return sum("Tls" in type(x).__name__ for x in gc.get_objects())
+        return sum(
+            type(x).__name__ in ("SSLTransport", "TlsProtocol")
+            for x in gc.get_objects()
+        )
 
     gc.collect()
     gc.disable()
@@ -581,7 +584,7 @@ with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     del made[:], served[:], loop, listening
     gc.collect()
-print(sum(str(w.message).startswith("unclosed transport <TlsTransport") for w in seen))
+print(sum(str(w.message).startswith("unclosed transport <SSLTransport") for w in seen))
 """
 
 MEMORY = """
