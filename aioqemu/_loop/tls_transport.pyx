@@ -53,7 +53,8 @@ def make_tls(LoopCore loop not None, protocol, sslcontext, waiter, *, server_sid
 cdef class SSLTransport(FlowTransportBase):
     """A TLS connection (`asyncio.Transport`).
 
-    "ssl" is in the name because programs, and CPython's tests, look for it there.  Made by the loop.  All methods belong to the loop's thread.
+    Made by the loop.  All methods belong to its thread.  The name has "ssl" in it because
+    programs, and CPython's tests, look for that.
     """
 
     cdef TlsProtocol tls
