@@ -29,7 +29,7 @@ cdef class TlsProtocol(TlsSession):
     cdef object transport          # the one below, from connection_made to connection_lost
     cdef StreamTransport native    # the same, if it is one
     cdef object app                # the program's protocol; None after connection_lost
-    cdef object app_transport      # the TlsTransport, as long as there is a connection
+    cdef object app_transport      # the SSLTransport, as long as there is a connection
     cdef object waiter             # of the handshake
     cdef object app_data           # its data_received; None for a buffered protocol
     cdef object app_buffer         # its get_buffer; None for a plain one

@@ -1,7 +1,7 @@
 """TlsProtocol: handshake, data and farewell between a transport and a protocol.
 
 Knows neither OpenSSL's buffers (TlsSession) nor what the program sees as its transport
-(TlsTransport).  It behaves as asyncio's SSLProtocol of today's Python on all versions.
+(SSLTransport).  It behaves as asyncio's SSLProtocol of today's Python on all versions.
 
 What a callback writes is encrypted when the callback returns, small writes together in
 one record, and is sent by the transport below in the same moment.

@@ -1,4 +1,4 @@
-"""TlsTransport: what a program sees of a TLS connection.
+"""SSLTransport: what a program sees of a TLS connection.
 
 Knows the asyncio interface and hands everything on to its TlsProtocol.
 """
@@ -44,16 +44,17 @@ def make_tls(LoopCore loop not None, protocol, sslcontext, waiter, *, server_sid
     cdef TlsProtocol tls = new_tls_protocol(
         loop, protocol, sslcontext, waiter, server_side, server_hostname,
         ssl_handshake_timeout, ssl_shutdown_timeout, call_connection_made)
-    cdef TlsTransport transport = TlsTransport.__new__(TlsTransport)
+    cdef SSLTransport transport = SSLTransport.__new__(SSLTransport)
     transport.tls = tls
     tls.app_transport = transport
     return tls
 
 
-cdef class TlsTransport(FlowTransportBase):
+cdef class SSLTransport(FlowTransportBase):
     """A TLS connection (`asyncio.Transport`).
 
-    Made by the loop.  All methods belong to the loop's thread.
+    Made by the loop.  All methods belong to its thread.  The name has "ssl" in it because
+    programs, and CPython's tests, look for that.
     """
 
     cdef TlsProtocol tls
@@ -67,7 +68,7 @@ cdef class TlsTransport(FlowTransportBase):
         raise TypeError("transports are made by the loop")
 
     def __repr__(self):
-        return f"<TlsTransport of {self.tls!r}>"
+        return f"<SSLTransport of {self.tls!r}>"
 
     def __del__(self):
         cdef TlsProtocol tls = self.tls
@@ -221,4 +222,4 @@ cdef class TlsTransport(FlowTransportBase):
         self.tls.control_writing()
 
 
-refuse_new(<PyTypeObject *>TlsTransport)
+refuse_new(<PyTypeObject *>SSLTransport)

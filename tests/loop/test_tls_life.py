@@ -12,7 +12,7 @@ import weakref
 from typing import Any
 
 import pytest
-from support.procs import run_script
+from support.procs import count_syscalls, run_script
 
 from .helpers import (
     NEW_LOOP,
@@ -416,7 +416,10 @@ async def test_a_failed_handshake_leaves_no_cycle() -> None:
             await asyncio.sleep(0.01)
 
     def living() -> int:
-        return sum("Tls" in type(x).__name__ for x in gc.get_objects())
+        return sum(
+            type(x).__name__ in ("SSLTransport", "TlsProtocol")
+            for x in gc.get_objects()
+        )
 
     gc.collect()
     gc.disable()
@@ -581,7 +584,7 @@ with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     del made[:], served[:], loop, listening
     gc.collect()
-print(sum(str(w.message).startswith("unclosed transport <TlsTransport") for w in seen))
+print(sum(str(w.message).startswith("unclosed transport <SSLTransport") for w in seen))
 """
 
 MEMORY = """
@@ -602,6 +605,37 @@ os._exit(0) if sys.stdout.flush() is None else None
 """
 
 
+MESSAGES = """
+import os
+class Ping(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport, self.left = transport, 0
+    def data_received(self, data):
+        self.left -= 1
+        if self.left > 0:
+            self.transport.write(data)
+        else:
+            loop.stop()
+def pong(self, data):
+    self.server.write(data)
+def begin(self, transport):
+    self.server = transport
+Server.data_received, Server.connection_made = pong, begin
+loop.run_until_complete(connect(Ping))
+transport, ping = made[0]
+def run(messages):
+    ping.left = messages
+    transport.write(bytes(1000))
+    loop.run_forever()
+run(20)
+os.getppid()
+run(1000)
+os.getppid()
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
 def _start() -> str:
     return NEW_LOOP + CONTEXTS
 
@@ -619,3 +653,17 @@ async def test_an_idle_connection_is_small() -> None:
     kind = kind_of(asyncio.get_running_loop())
     # KiB; what OpenSSL keeps of a session is more than 25 of it.
     assert float(run_script(_start() + MEMORY, kind)) < 45
+
+
+@pytest.mark.slow
+async def test_system_calls_of_a_message() -> None:
+    """A wait, a receive and a send, as without TLS; both ends are counted here."""
+    skip_control("maps memory for each message")
+    kind = kind_of(asyncio.get_running_loop())
+    counts = count_syscalls(_start() + MESSAGES, kind)
+    assert counts["recvfrom"] <= 2010
+    assert counts["sendto"] == 2000
+    # Slowed down by tracing, the loop also looks at the fds for the time gone by.
+    rest = counts.total() - counts["recvfrom"] - counts["sendto"]
+    assert rest <= 2.2 * 2000, dict(counts)
+    assert counts["mmap"] + counts["munmap"] + counts["mremap"] < 20, dict(counts)
