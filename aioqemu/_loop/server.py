@@ -53,7 +53,7 @@ class Server(ServerClients, asyncio.Server):
         self._serving_forever_fut: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} sockets={self._sockets!r}>"
+        return f"<{type(self).__name__} sockets={self.sockets!r}>"
 
     def _all_gone(self) -> None:
         """Closed, and the last connection has gone: wake who waits for that."""
