@@ -94,8 +94,10 @@ class BlockDevice(DeviceCore):
         """Give the open file away: the device is closed, and its fd the caller's.
 
         Raises:
-            RuntimeError: requests are in flight, or it is closed.
+            RuntimeError: requests are in flight, it is closed, or this is not the
+                context's thread.
         """
+        self._service.check_home()
         if self._closed:
             raise RuntimeError("the device is closed")
         if self.in_flight:
@@ -303,7 +305,8 @@ class BlockDevice(DeviceCore):
     ) -> BlockRequest:
         """Copy within or between devices, in the kernel where it can.
 
-        Both devices must be of the same context.  Awaiting gives the number of bytes.
+        Both devices must be of the same context.  Ranges of one file may overlap.
+        Awaiting gives the number of bytes.
         """
         target = getattr(target, "_faulty_device", target)
         if not isinstance(target, BlockDevice):
@@ -315,12 +318,17 @@ class BlockDevice(DeviceCore):
         )
         if problem is not None:
             return self._refuse(problem)
-        return target._compound(
-            steps.copy(self, offset, target, target_offset, n),
-            target._range(target_offset, n),
-            kind=Kind.RET_COUNT,
-            wanted=n,
-        )
+        copying = steps.copy(self, offset, target, target_offset, n)
+        mine = target._range(target_offset, n)
+        if target is self:
+            return self._compound(copying, mine, kind=Kind.RET_COUNT, wanted=n)
+        # Both devices have it in flight.  Always the same one first: a copy each way
+        # would else wait for the other's place.
+        if id(self) < id(target):
+            todo = steps.inside(lambda: target._compound(copying, mine))
+            return self._compound(todo, None, kind=Kind.RET_COUNT, wanted=n)
+        todo = steps.inside(lambda: self._compound(copying, None))
+        return target._compound(todo, mine, kind=Kind.RET_COUNT, wanted=n)
 
 
 class NullDevice(BlockDevice):

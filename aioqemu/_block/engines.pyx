@@ -135,6 +135,12 @@ cdef class Engines(Launcher):
             raise RuntimeError("block requests are made in the context's own thread")
         return 0
 
+    def check_home(self):
+        """Raise RuntimeError in any thread but the context's own."""
+        if not self.ctx.closed and self.ctx.home != 0 and (
+                self.ctx.home != PyThread_get_thread_ident()):
+            raise RuntimeError("a block device belongs to the thread of its context")
+
     cdef void link(self, BlockRequest req) noexcept:
         req.linked = True
         Py_INCREF(req)

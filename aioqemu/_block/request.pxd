@@ -48,7 +48,7 @@ cdef class Gate:
     cdef readonly Py_ssize_t limit
     cdef readonly Py_ssize_t active      # started and not over
     cdef readonly Py_ssize_t quiesced    # drained sections that are open
-    cdef object waiting                  # deque of requests
+    cdef object waiting                  # OrderedDict whose keys are requests
     cdef Py_ssize_t queued               # its length
     cdef list watchers                   # called without arguments when active is 0
     # Let it through (True: launch it), or have it wait.

@@ -99,7 +99,7 @@ cdef class Gate:
         if limit < 1:
             raise ValueError(f"max_in_flight must be at least 1, not {limit}")
         self.limit = limit
-        self.waiting = collections.deque()
+        self.waiting = collections.OrderedDict()
         self.watchers = []
 
     @property
@@ -125,7 +125,7 @@ cdef class Gate:
 
     cdef bint enter(self, BlockRequest req) except -1:
         if self.quiesced or self.active >= self.limit or self.queued:
-            self.waiting.append(req)
+            self.waiting[req] = None
             self.queued += 1
             return False
         req.entered = True
@@ -133,17 +133,23 @@ cdef class Gate:
         return True
 
     cdef bint forget(self, BlockRequest req) except -1:
-        try:
-            self.waiting.remove(req)
-        except ValueError:
+        if req not in self.waiting:
             return False
+        del self.waiting[req]
         self.queued -= 1
         return True
+
+    def turn_away(self):
+        """End what waits: it will never be let through."""
+        cdef BlockRequest req
+        for req in list(self.waiting):
+            req.what = "the device was closed while the request waited"
+            req.service.cancel(req)
 
     cdef int release(self) except -1:
         cdef BlockRequest req
         while self.queued and self.active < self.limit and not self.quiesced:
-            req = self.waiting.popleft()
+            req = self.waiting.popitem(False)[0]
             self.queued -= 1
             req.entered = True
             self.active += 1

@@ -8,6 +8,8 @@ counts the whole, and leave taking turns to ranges.py.
 from __future__ import annotations
 
 import errno
+import os
+import stat
 import struct
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
@@ -175,12 +177,46 @@ def map_extents(
     return 0
 
 
+def inside(make: Callable[[], BlockRequest]) -> Steps:
+    """One request inside another, made when that has begun."""
+    ret = yield make()
+    return min(ret, 0)
+
+
+def _same_file(blk: BlockDevice, target: BlockDevice) -> bool:
+    if blk is target:
+        return True
+    if blk._fd < 0 or target._fd < 0:
+        return False
+    one, other = os.fstat(blk._fd), os.fstat(target._fd)
+    if stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(other.st_mode):
+        return one.st_rdev == other.st_rdev
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
 def copy(
     blk: BlockDevice, offset: int, target: BlockDevice, target_offset: int, n: int
 ) -> Steps:
     """In the kernel as far as it goes, by reading and writing else."""
     kernel = blk._fd >= 0 and target._fd >= 0
     memory = None
+    if abs(offset - target_offset) < n and _same_file(blk, target):
+        # What is overwritten must have been read: from the end, if it moves there.
+        kernel = False
+        if offset == target_offset:
+            return 0
+        if offset < target_offset:
+            memory = target.alloc(min(n, _CHUNK))
+            while n:
+                part = memory[: min(n, _CHUNK)]
+                n -= len(part)
+                ret = yield blk._read_step(part, offset + n)
+                if ret < 0:
+                    return ret
+                error = yield from _write_piece(target, part, target_offset + n)
+                if error:
+                    return error
+            return 0
     while n:
         if kernel:
             ret = yield blk._control(

@@ -179,14 +179,20 @@ class _Async(_Device):
     async def close(self) -> None:
         """Wait for what is in flight and close the file; twice does nothing.
 
+        Requests that wait for the end of a drained section fail with ECANCELED.
         Nothing is flushed: `await blk.flush()` before if the data matters.
+
+        Raises:
+            RuntimeError: called in another thread than the context's.
         """
+        self._service.check_home()
         if self._closed:
             return
         self._closed = True
         try:
             await self._quiet()
         finally:
+            self._gate.turn_away()
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 # At once: nobody could say later whether the number was still ours.
@@ -198,7 +204,11 @@ class _Async(_Device):
 
         Requests made meanwhile, by anybody, wait and start at the end, in order: they
         must not be awaited inside.
+
+        Raises:
+            RuntimeError: called in another thread than the context's.
         """
+        self._service.check_home()
         self._gate.quiesce()
         try:
             await self._quiet()
@@ -344,7 +354,7 @@ class Opening:
             null: BlockDevice = self._wrap(device)
             return null
         engine = pick(served, self._engine, self._direct)
-        fd = await served.control(
+        request = served.control(
             Op.OPENAT,
             _AT_FDCWD,
             engine,
@@ -354,4 +364,12 @@ class Opening:
             kind=Kind.RET_INT,
             filename=self._path,
         )
+        try:
+            fd = await request
+        except asyncio.CancelledError:
+            # It was open already when the wish came; else the request closes it.
+            ret = None if request.cancelled() else request.ret
+            if ret is not None and ret >= 0:
+                os.close(ret)
+            raise
         return self._made(fd, served, engine)

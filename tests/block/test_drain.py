@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import aioqemu
 from aioqemu import block
 from aioqemu.block import Fault
 
@@ -158,3 +160,120 @@ def test_closing_waits_and_refuses(run: Any, image: Path) -> None:
             blk.detach()
 
     run(main())
+
+
+def test_closing_turns_away_what_waits_for_the_end_of_a_drained_section(
+    run: Any, image: Path, engine: str, direct: bool, tmp_path: Path
+) -> None:
+    """It never starts: the number of the fd may be another file's by then."""
+    before = image.read_bytes()
+    other = tmp_path / "other"
+    other.write_bytes(b"o" * 4096)
+
+    async def main() -> None:
+        blk = await block.open(image, "r+", engine=engine, direct=direct)
+        fd = blk.fileno()
+        async with blk.drained():
+            waiting = [
+                blk.pwrite(b"X" * 512, 0),
+                blk.flush(),
+                blk.write_zeroes(0, 512),
+                blk.pread(8, 0),
+            ]
+            await blk.close()
+            assert os.open(other, os.O_RDWR) == fd
+        for request in waiting:
+            with pytest.raises(OSError, match="closed while the request waited"):
+                await request
+        os.close(fd)
+
+    run(main())
+    assert image.read_bytes() == before
+    assert other.read_bytes() == b"o" * 4096
+
+
+def test_a_copy_is_in_flight_on_both_devices(
+    run: Any, image: Path, disk: Path, engine: str, direct: bool
+) -> None:
+    """Draining or closing either waits for it; copies each way do not lock up."""
+    data = image.read_bytes()
+    target = disk / "target"
+    target.write_bytes(bytes(len(data)))
+
+    async def main() -> None:
+        a = await block.open(image, "r+", engine=engine, direct=direct, max_in_flight=1)
+        b = await block.open(
+            target, "r+", engine=engine, direct=direct, max_in_flight=1
+        )
+        for source, sink in ((a, b), (b, a)):
+            copying = source.copy_range(0, sink, 0, len(data))
+            async with source.drained():
+                assert source._gate.active == 0
+            await copying
+            async with source.drained():
+                copying = source.copy_range(0, sink, 0, 4096)
+                await asyncio.sleep(0.05)
+                assert not copying.done()
+            assert await copying == 4096
+        both = [a.copy_range(0, b, 0, 65536) for _ in range(5)]
+        both += [b.copy_range(0, a, 0, 65536) for _ in range(5)]
+        assert await asyncio.gather(*both) == [65536] * 10
+        copying = a.copy_range(0, b, 0, len(data))
+        await a.close()
+        assert await copying == len(data)
+        await b.close()
+
+    run(main())
+    assert target.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    "offset, target, n",
+    [
+        (0, 100, 700_000),
+        (0, 4096, 500_000),
+        (4096, 0, 500_000),
+        (7, 5000, 3),
+        (9, 9, 9),
+    ],
+)
+def test_copies_that_overlap(
+    run: Any,
+    image: Path,
+    engine: str,
+    direct: bool,
+    offset: int,
+    target: int,
+    n: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aioqemu._block.steps._CHUNK", 128 << 10)
+    wanted = bytearray(image.read_bytes())
+    wanted[target : target + n] = wanted[offset : offset + n]
+
+    async def main() -> None:
+        async with (
+            block.open(image, "r+", engine=engine, direct=direct) as blk,
+            block.open(image, "r+", engine=engine, direct=direct) as again,
+        ):
+            sink = blk if n % 2 else again
+            assert await blk.copy_range(offset, sink, target, n) == n
+
+    run(main())
+    assert image.read_bytes() == wanted
+
+
+def test_devices_belong_to_their_thread(image: Path) -> None:
+    async def main() -> None:
+        async with block.open(image) as blk:
+
+            async def enter() -> None:
+                async with blk.drained():
+                    pass
+
+            for work in (blk.close, enter):
+                with pytest.raises(RuntimeError, match="thread"):
+                    await asyncio.to_thread(asyncio.run, work())
+            assert await blk.pread(8, 8) == (1).to_bytes(8, "big")
+
+    aioqemu.run(main())

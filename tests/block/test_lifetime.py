@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import os
@@ -574,3 +575,48 @@ def test_no_more_threads_may_be_made(engine: str, image: Path, disk: Path) -> No
         "io_uring" if engine == "io_uring" else "epoll",
     )
     assert out == "True\n"
+
+
+@pytest.mark.parametrize("engine", ["io_uring", "threads"])
+def test_an_open_that_is_cancelled_at_any_moment_leaves_no_fd(
+    engine: str, run: Any, image: Path
+) -> None:
+    def fds() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    async def main() -> None:
+        async with block.open(image, engine=engine):
+            pass
+        before = fds()
+        for passes in range(30):
+            task = asyncio.ensure_future(block.open(image, engine=engine)._open())
+            for _ in range(passes):
+                await asyncio.sleep(0)
+            task.cancel()
+            try:
+                blk = await task
+            except asyncio.CancelledError:
+                continue
+            await blk.close()
+        for _ in range(10):
+            task = asyncio.ensure_future(block.open(image, engine=engine)._open())
+            await asyncio.sleep(0)
+            request: Any = task._fut_waiter  # type: ignore[attr-defined]
+            request.add_done_callback(lambda _, task=task: task.cancel())
+            with contextlib.suppress(asyncio.CancelledError):
+                await (await task).close()
+        assert fds() == before
+
+    run(main())
+
+
+def test_many_waiting_requests_are_cancelled_in_reasonable_time(image: Path) -> None:
+    async def main() -> None:
+        async with block.open(image, max_in_flight=1) as blk, blk.drained():
+            waiting = [blk.pread(8, 0) for _ in range(10_000)]
+            began = time.process_time()
+            for request in reversed(waiting):
+                request.cancel()
+            assert time.process_time() - began < 0.5
+
+    aioqemu.run(main())
