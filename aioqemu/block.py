@@ -15,8 +15,10 @@ Works on our loop, and on any other asyncio loop by way of a context attached to
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
+from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aioqemu._block.engines import ENGINE_NAMES
@@ -80,37 +82,41 @@ def _may_read_now(fd: int) -> bool:
         return False
 
 
+def _transfer(
+    op: int, fd: Any, what: Any, offset: int, flags: int, kind: int, now: bool = False
+) -> BlockRequest:
+    served, number = blockdev.service(), _number(fd)
+    try:
+        # What has no places: the ring would leave the offset out and do it.
+        os.lseek(number, 0, os.SEEK_CUR)
+    except OSError as exc:
+        if exc.errno in (errno.ESPIPE, errno.EBADF):
+            return served.fail(exc.errno)
+    return served.rw(
+        op,
+        number,
+        what,
+        offset,
+        flags,
+        _engine(served),
+        kind=kind,
+        now=now and _may_read_now(number),
+    )
+
+
 def pread(fd: Any, n: int, offset: int) -> BlockRequest:
     """`os.pread`: awaiting gives at most `n` bytes, fewer at the end of the file."""
     if n < 0:
         raise ValueError(f"the number of bytes must not be negative: {n}")
-    served, fd = blockdev.service(), _number(fd)
-    return served.rw(
-        Op.READ,
-        fd,
-        n,
-        offset,
-        0,
-        _engine(served),
-        kind=Kind.RET_BYTES,
-        now=_may_read_now(fd),
-    )
+    return _transfer(Op.READ, fd, index(n), offset, 0, Kind.RET_BYTES, now=True)
 
 
 def preadv(
     fd: Any, buffers: Sequence[Any], offset: int, flags: int = 0
 ) -> BlockRequest:
     """`os.preadv`: awaiting gives the number of bytes read."""
-    served, fd = blockdev.service(), _number(fd)
-    return served.rw(
-        Op.READ,
-        fd,
-        list(buffers),
-        offset,
-        flags,
-        _engine(served),
-        kind=Kind.RET_INT,
-        now=flags == 0 and _may_read_now(fd),
+    return _transfer(
+        Op.READ, fd, list(buffers), offset, flags, Kind.RET_INT, now=flags == 0
     )
 
 
@@ -123,16 +129,7 @@ def pwritev(
     fd: Any, buffers: Sequence[Any], offset: int, flags: int = 0
 ) -> BlockRequest:
     """`os.pwritev`: awaiting gives the number of bytes written."""
-    served = blockdev.service()
-    return served.rw(
-        Op.WRITE,
-        _number(fd),
-        list(buffers),
-        offset,
-        flags,
-        _engine(served),
-        kind=Kind.RET_INT,
-    )
+    return _transfer(Op.WRITE, fd, list(buffers), offset, flags, Kind.RET_INT)
 
 
 def fsync(fd: Any) -> BlockRequest:
@@ -224,8 +221,9 @@ def statx(
     """statx(2) of a path or an open fd; awaiting gives a `StatxResult`."""
     served = blockdev.service()
     fd = _AT_FDCWD if dir_fd is None else dir_fd
-    if isinstance(path, int):
-        fd, name, flags = path, b"", flags | _AT_EMPTY_PATH
+    opened = isinstance(path, int) or hasattr(path, "fileno")
+    if opened:
+        fd, name, flags = _number(path), b"", flags | _AT_EMPTY_PATH
     else:
         name = os.fsencode(path)
     out = bytearray(256)
@@ -239,7 +237,7 @@ def statx(
         mode=flags,
         kind=Kind.RET_VALUE,
         value=lambda _: _parse_statx(out),
-        filename=None if isinstance(path, int) else path,
+        filename=None if opened else path,
     )
 
 

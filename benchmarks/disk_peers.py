@@ -106,6 +106,7 @@ async def _aioqemu(row: Row, engine: str) -> AsyncIterator[list[Transfer]]:
 
         def one() -> Transfer:
             buffer = blk.alloc(row.size)
+            buffer[:] = b"\xa5" * row.size  # there, as the others' are
             if row.write:
                 return lambda place: blk.pwrite(buffer, place)
             return lambda place: blk.pread_into(buffer, place)

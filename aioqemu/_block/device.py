@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from aioqemu._block import steps
@@ -231,6 +232,7 @@ class BlockDevice(DeviceCore):
         opaque: Any = None,
     ) -> BlockRequest:
         """QEMU's `bdrv_aio_pdiscard`."""
+        offset, n = index(offset), index(n)
         problem = self._problem("discard", offset, n, writes=True)
         if problem is not None:
             return self._refuse(problem, cb, opaque)
@@ -252,6 +254,7 @@ class BlockDevice(DeviceCore):
             n: in bytes.
             may_unmap: whether the space may be given back.
         """
+        offset, n = index(offset), index(n)
         problem = self._problem("write_zeroes", offset, n, writes=True)
         if problem is not None:
             return self._refuse(problem)
@@ -260,6 +263,7 @@ class BlockDevice(DeviceCore):
 
     def truncate(self, n: int) -> BlockRequest:
         """Change the size; new space reads as zeroes.  Files only."""
+        n = index(n)
         problem = self._problem("truncate", 0, 0, writes=True)
         if n < 0:
             problem = errno.EINVAL, f"truncate to {n} bytes: negative"
@@ -284,6 +288,7 @@ class BlockDevice(DeviceCore):
         Awaiting gives a list of `(offset, length, is_data)`, in order and without gaps;
         what is not data reads as zeroes.
         """
+        offset, n = index(offset), index(n)
         problem = self._problem("map", offset, n, writes=False)
         if problem is not None:
             return self._refuse(problem)
@@ -308,6 +313,7 @@ class BlockDevice(DeviceCore):
         Both devices must be of the same context.  Ranges of one file may overlap.
         Awaiting gives the number of bytes.
         """
+        offset, target_offset, n = index(offset), index(target_offset), index(n)
         target = getattr(target, "_faulty_device", target)
         if not isinstance(target, BlockDevice):
             raise TypeError(f"a block device is expected, got {target!r}")

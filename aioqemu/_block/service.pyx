@@ -37,6 +37,8 @@ from aioqemu._sys.libc cimport ECANCELED
 from aioqemu._sys.libc cimport EINVAL
 from aioqemu._sys.libc cimport EIO
 
+from operator import index
+
 from aioqemu._engine import unclosed
 
 cdef enum:
@@ -130,6 +132,7 @@ cdef class BlockService(Engines):
             RuntimeError: not in the context's thread, or the context is closed.
         """
         cdef BlockRequest req = self.new(bs, cb, opaque, op, fd)
+        offset = index(offset)
         req.kind = <unsigned char>kind
         req.full = full
         req.engine = <unsigned char>engine
@@ -190,6 +193,9 @@ cdef class BlockService(Engines):
                 opaque=None, filename=None, after=None, hook=None):
         """Do anything else with a file: sync, fallocate, truncate, statx, open, close."""
         cdef BlockRequest req = self.new(bs, cb, opaque, op, fd)
+        offset = index(offset)
+        length = index(length)
+        offset2 = index(offset2)
         self.hook_too(req, hook)
         req.kind = <unsigned char>kind
         req.engine = <unsigned char>engine

@@ -1,0 +1,89 @@
+"""Numbers that are none, files that have no places."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aioqemu import block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def test_floats_are_no_numbers(
+    run: Any, image: Path, engine: str, direct: bool
+) -> None:
+    """Neither offsets nor lengths: TypeError, and nothing happens."""
+    before = image.read_bytes()
+
+    async def main() -> None:
+        async with block.open(image, "r+", engine=engine, direct=direct) as blk:
+            fd = blk.fileno()
+            calls: list[Callable[[Any], Any]] = [
+                lambda x: blk.pread(x, 0),
+                lambda x: blk.pread(1, x),
+                lambda x: blk.pread_into(bytearray(1), x),
+                lambda x: blk.pwrite(b"x", x),
+                lambda x: blk.pwritev([b"x"], x),
+                lambda x: blk.write_zeroes(x, 10),
+                lambda x: blk.write_zeroes(0, x),
+                lambda x: blk.discard(x, 10),
+                lambda x: blk.truncate(x),
+                lambda x: blk.map(0, x),
+                lambda x: blk.copy_range(0, blk, x, 1),
+                lambda x: block.pread(fd, x, 0),
+                lambda x: block.pread(fd, 1, x),
+                lambda x: block.pwrite(fd, b"x", x),
+                lambda x: block.fallocate(fd, 0, x, 1),
+                lambda x: block.fallocate(fd, 0, 0, x),
+            ]
+            for call in calls:
+                for number in (1.5, "1", None):
+                    with pytest.raises(TypeError):
+                        call(number)
+            assert blk.in_flight == 0
+
+    run(main())
+    assert image.read_bytes() == before
+
+
+def test_what_has_no_places_is_refused(run: Any) -> None:
+    """As by `os.pread` and `os.pwrite`: nothing is read or written."""
+    r, w = os.pipe()
+    one, other = socket.socketpair()
+
+    async def main() -> None:
+        for fd in (w, one, one.fileno()):
+            with pytest.raises(OSError, match="seek") as caught:
+                await block.pwrite(fd, b"x", 7)
+            assert caught.value.errno == errno.ESPIPE
+        for fd in (r, other):
+            with pytest.raises(OSError, match="seek"):
+                await block.pread(fd, 1, 0)
+            with pytest.raises(OSError, match="seek"):
+                await block.preadv(fd, [bytearray(1)], 0)
+        with pytest.raises(OSError, match="Bad file"):
+            await block.preadv(1 << 20, [], 0)
+
+    run(main())
+    os.set_blocking(r, False)
+    with pytest.raises(BlockingIOError):
+        os.read(r, 1)
+    os.close(r)
+    os.close(w)
+    one.close()
+    other.close()
+
+
+def test_statx_takes_what_has_a_fileno(run: Any, image: Path) -> None:
+    async def main() -> None:
+        with image.open("rb") as f:
+            assert (await block.statx(f)).st_size == (await block.statx(image)).st_size
+
+    run(main())
