@@ -60,6 +60,31 @@ def positive(text: str) -> int:
     return value
 
 
+def byte(text: str) -> int:
+    """Read a number from 0 to 255."""
+    value = size(text)
+    if value > 255:
+        raise argparse.ArgumentTypeError(f"not a byte: {text!r}")
+    return value
+
+
+def check(options: argparse.Namespace) -> None:
+    """Look at what no flag says alone; the rules are those of ``qemu-img bench``.
+
+    Raises:
+        ValueError: the flags do not go together.
+    """
+    if not options.flush_interval:
+        return
+    if not options.write:
+        raise ValueError("--flush-interval is for write tests: it needs -w")
+    if options.flush_interval < options.depth:
+        raise ValueError(
+            f"--flush-interval {options.flush_interval} is below the depth "
+            f"({options.depth})"
+        )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of ``qemu-img bench``, and ours."""
     add = parser.add_argument
@@ -80,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="the engine (auto)",
     )
-    add("--pattern", type=size, default=0, help="the byte that is written (0)")
+    add("--pattern", type=byte, default=0, help="the byte that is written (0)")
     add("--flush-interval", type=size, default=0, help="flush after so many requests")
     add("--no-drain", action="store_true", help="flush with requests in flight")
     add("--random", action="store_true", help="offsets at random, not in a row")
@@ -150,7 +175,7 @@ class Run:
         buffers = [self._blk.alloc(self._options.size) for _ in range(depth)]
         if self._options.write:
             for buffer in buffers:
-                buffer[:] = bytes([self._options.pattern & 255]) * len(buffer)
+                buffer[:] = bytes([self._options.pattern]) * len(buffer)
         began, cpu = time.perf_counter(), time.process_time()
         async with asyncio.TaskGroup() as group:
             for buffer in buffers:
@@ -314,9 +339,10 @@ def _print(result: Result) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the verb; the result is the exit status."""
-    if not (options.quiet or options.json):
-        print(_describe(options), flush=True)
     try:
+        check(options)
+        if not (options.quiet or options.json):
+            print(_describe(options), flush=True)
         result = aioqemu.run(measure(options), fdmon=options.fdmon)
     except (OSError, ValueError) as exc:
         print(f"bench-disk: {exc}", file=sys.stderr)

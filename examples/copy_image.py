@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -159,7 +160,16 @@ async def _show(progress: Progress) -> None:
 
 
 async def copy_image(options: argparse.Namespace) -> Progress:
-    """Open both files, copy, and verify if that is wanted."""
+    """Open both files, copy, and verify if that is wanted.
+
+    Raises:
+        OSError: a file cannot be opened, or a request failed.
+        ValueError: both are one file, or the copy differs.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        # Opening the target empties it: links and other names of the source, too.
+        if os.path.samefile(options.source, options.target):
+            raise ValueError(f"{options.target} and {options.source} are one file")
     async with (
         block.open(options.source, direct=options.direct) as source,
         block.open(options.target, "w", direct=options.direct) as target,

@@ -47,7 +47,7 @@ def test_it_writes_what_it_says(image: Path, drain: bool) -> None:
     before = image.read_bytes()
     _json(
         *("-w", "-c", 20, "-d", 4, "-s", 1024, "-S", 4096, "-o", 8192),
-        *("--pattern", "0xa5", "--flush-interval", 3, image),
+        *("--pattern", "0xa5", "--flush-interval", 5, image),
         *([] if drain else ["--no-drain"]),
     )
     wanted = bytearray(before)
@@ -82,9 +82,13 @@ def test_mistakes(image: Path, tmp_path: Path) -> None:
         ("-t", "magic", image),
         ("-i", "native", image),
         ("-o", "2M", image),
+        ("-w", "--pattern", 256, image),
+        ("-d", 4, "--flush-interval", 8, image),
+        ("-w", "-d", 4, "--flush-interval", 3, image),
         (tmp_path / "none",),
     ):
         done = _bench(*words)
         assert done.returncode != 0
         assert done.stderr
         assert "Traceback" not in done.stderr
+        assert not done.stdout or "2M" in words

@@ -73,6 +73,19 @@ def test_a_failure_says_what(disk: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_file_is_not_copied_onto_itself(disk: Path) -> None:
+    source = _image(disk / "source", MIB)
+    before = source.read_bytes()
+    (disk / "hard").hardlink_to(source)
+    (disk / "soft").symlink_to(source)
+    for target in ("source", "hard", "soft"):
+        done = _copy(source, disk / target)
+        assert done.returncode == 1
+        assert "one file" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert source.read_bytes() == before
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_four_gigabytes_stay_below_64_mebibytes(disk: Path) -> None:
