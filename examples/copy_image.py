@@ -159,6 +159,13 @@ async def _show(progress: Progress) -> None:
         await asyncio.sleep(0.2)
 
 
+def _check_distinct(source: str, target: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        # Opening the target empties it: links and other names of the source, too.
+        if os.path.samefile(source, target):
+            raise ValueError(f"{target} and {source} are one file")
+
+
 async def copy_image(options: argparse.Namespace) -> Progress:
     """Open both files, copy, and verify if that is wanted.
 
@@ -166,10 +173,6 @@ async def copy_image(options: argparse.Namespace) -> Progress:
         OSError: a file cannot be opened, or a request failed.
         ValueError: both are one file, or the copy differs.
     """
-    with contextlib.suppress(FileNotFoundError):
-        # Opening the target empties it: links and other names of the source, too.
-        if os.path.samefile(options.source, options.target):
-            raise ValueError(f"{options.target} and {options.source} are one file")
     async with (
         block.open(options.source, direct=options.direct) as source,
         block.open(options.target, "w", direct=options.direct) as target,
@@ -204,6 +207,7 @@ def main() -> int:
         parser.error(f"--jobs must be positive, --piece a multiple of {ZERO_UNIT}")
     began = time.monotonic()
     try:
+        _check_distinct(options.source, options.target)
         done = aioqemu.run(copy_image(options))
     except (OSError, ValueError) as exc:
         print(f"copy_image: {exc}", file=sys.stderr)

@@ -39,7 +39,7 @@ def fifo(disk: Path) -> Path:
 
 
 def kept(fd: int, buffer: Any) -> BlockRequest:
-    """A read of an empty pipe, which stays in the ring; the fd level would refuse it."""
+    """A read of an empty pipe that the ring keeps; the fd level would refuse it."""
     served = blockdev.service()
     return served.rw(Op.READ, fd, [buffer], 0, 0, Engine.URING, kind=Kind.RET_INT)
 
