@@ -179,14 +179,17 @@ cdef class Engines(Launcher):
         if req.hook is not None:
             try:
                 verdict = req.hook(req)
+                if isinstance(verdict, int):
+                    if not -4096 < verdict < 0:
+                        raise ValueError(f"a fault rule answered {verdict}")
+                elif verdict is not None:
+                    self._delay(req, verdict)
+                    return 0
             except Exception as exc:
                 self.ctx.report("Exception in a fault rule", exc, {"request": req})
                 verdict = -EIO
             if verdict is not None:
-                if isinstance(verdict, int):
-                    return self.end_soon(req, verdict)
-                self._delay(req, verdict)
-                return 0
+                return self.end_soon(req, verdict)
         return self._issue(req)
 
     def _delay(self, BlockRequest req, seconds):

@@ -47,6 +47,14 @@ class Fault:
     times: int | None = None
     hits: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.error < 4096:
+            raise ValueError(f"error must be an errno, not {self.error}")
+        if not 0 <= self.delay <= 1e6:
+            raise ValueError(f"delay must be 0 to 1e6 seconds, not {self.delay}")
+        if self.short < 0 or self.after < 0:
+            raise ValueError("short and after must not be negative")
+
     def matches(self, req: BlockRequest) -> bool:
         """Whether the rule applies to a submission."""
         if self.op is not None and req.op != self.op:
