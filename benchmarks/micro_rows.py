@@ -342,6 +342,28 @@ def spawn_wait(loop: Loop, count: int, clock: Clock) -> None:
         loop.run_until_complete(main())
 
 
+def pipe_read(loop: Loop, count: int, clock: Clock) -> None:
+    """64 KiB of what a child process writes to its standard output, `count` times."""
+    program = shutil.which("head")
+    if program is None:
+        raise FileNotFoundError("no program 'head' to read from")
+    size = count << 16
+
+    async def main() -> None:
+        process = await asyncio.create_subprocess_exec(
+            program, "-c", str(size), "/dev/zero", stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        left = size
+        while left and (data := await process.stdout.read(1 << 16)):
+            left -= len(data)
+        if await process.wait() != 0 or left:
+            raise ChildProcessError(f"{program} failed, {left} bytes missing")
+
+    with clock:
+        loop.run_until_complete(main())
+
+
 Micro = Callable[[Loop, int, Clock], None]
 MICRO: dict[str, Micro] = {
     function.__name__: function
@@ -363,6 +385,7 @@ MICRO: dict[str, Micro] = {
         accept_storm,
         run_nothing,
         spawn_wait,
+        pipe_read,
     )
 }
 

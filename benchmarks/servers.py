@@ -200,6 +200,8 @@ class Server:
     async def _start_stream(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         context = self._context()
+        if self.api == "spinning":
+            threading.Thread(target=spin, args=(self.gone,), daemon=True).start()
         server: asyncio.AbstractServer
         if self.api in {"streams", "own"}:
             streams = own_streams(loop) if self.api == "own" else asyncio
@@ -215,6 +217,7 @@ class Server:
                 "buffered": EchoBufferedProtocol,
                 "accept": ClosingProtocol,
                 "thrice": ThriceProtocol,
+                "spinning": EchoProtocol,
             }[self.api]
             create: Callable[..., Awaitable[asyncio.AbstractServer]] = (
                 loop.create_unix_server
@@ -248,6 +251,12 @@ class Server:
         asyncio.get_running_loop().stop()
 
 
+def spin(gone: threading.Event) -> None:
+    """Compute in Python until the server goes: never sleeps, never lets the GIL go."""
+    while not gone.is_set():
+        sum(range(1000))
+
+
 def usage() -> dict[str, float]:
     """Tell the CPU times (seconds), switches and memory (KiB) of this process."""
     found = resource.getrusage(resource.RUSAGE_SELF)
@@ -273,9 +282,9 @@ def control(loop: asyncio.AbstractEventLoop, gone: threading.Event) -> None:
         if command == "usage":
             say(usage())
         elif command == "begin":
-            say({})
             mark_next()
             mark_begin()
+            say({})
         elif command == "end":
             mark_end()
             say({})
