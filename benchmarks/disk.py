@@ -160,7 +160,7 @@ def measure(name: str, row: Row, file: Path, count: int) -> dict[str, float]:
         "count": count,
     }
     script = str(HERE / "disk_peers.py")
-    words = [sys.executable, "-P", "-W", "ignore", script, name, json.dumps(options)]
+    words = [sys.executable, "-W", "ignore", script, name, json.dumps(options)]
     found: dict[str, float] = json.loads(_checked(words))
     return found
 

@@ -20,6 +20,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from clock import Clock, mark_next
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -40,6 +42,7 @@ class Row:
         self.size: int = row["size"]
         self.depth: int = row["depth"]
         self.count: int = row["count"]
+        self.marks: bool = row.get("marks", False)
         length = os.stat(self.file).st_size or 1 << 30  # null: any
         chance = random.Random(7)
         units = max(length // self.size, 1)
@@ -76,13 +79,12 @@ async def in_parallel(row: Row, transfers: list[Transfer]) -> dict[str, float]:
         for place in places:
             await transfer(place)
 
-    began, cpu = time.perf_counter_ns(), time.process_time_ns()
-    await asyncio.gather(*map(worker, transfers))
-    return {
-        "wall_ns": time.perf_counter_ns() - began,
-        "cpu_ns": time.process_time_ns() - cpu,
-        "events": row.count,
-    }
+    clock = Clock(marks=row.marks)
+    if row.marks:
+        mark_next()
+    with clock:
+        await asyncio.gather(*map(worker, transfers))
+    return {"wall_ns": clock.wall_ns, "cpu_ns": clock.cpu_ns, "events": row.count}
 
 
 # -- contenders ----------------------------------------------------------------------

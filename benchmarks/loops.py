@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import importlib.metadata
 import json
 import platform
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 OURS = "aioqemu"
+POLLING = "+polling"
+"""Behind a name: the loop polls before it waits, if it can."""
+POLL_MAX_NS = 100_000
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,22 @@ class LoopSpec:
         module: the module to import.
         factory: dotted name in that module.
         options: keyword arguments of the factory.
+        over: module and factory of the loop that the factory is to change.
+        groups: of rows in which it differs from other loops; empty is all.
+        extra: whether it is measured in full runs only, and may fail rows.
     """
 
     name: str
     module: str
     factory: str = "new_event_loop"
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    over: str = ""
+    groups: tuple[str, ...] = ()
+    extra: bool = False
+
+    def runs(self, group: str) -> bool:
+        """Whether rows of this group are measured on it."""
+        return not self.groups or group in self.groups
 
     @property
     def ours(self) -> bool:
@@ -46,6 +60,16 @@ LOOPS: dict[str, LoopSpec] = {
     for spec in (
         LoopSpec("asyncio", "asyncio", "SelectorEventLoop"),
         LoopSpec("uvloop", "uvloop"),
+        LoopSpec(
+            "uvloop+aiofastnet",
+            "aiofastnet",
+            "loop_factory",
+            over="uvloop:new_event_loop",
+            groups=("server",),
+            extra=True,
+        ),
+        LoopSpec("rloop", "rloop", extra=True),
+        LoopSpec("zuvloop", "zuvloop", extra=True),
         LoopSpec("aioqemu-poll", OURS, options={"fdmon": "poll"}),
         LoopSpec("aioqemu-epoll", OURS, options={"fdmon": "epoll"}),
         LoopSpec("aioqemu-io_uring", OURS, options={"fdmon": "io_uring"}),
@@ -62,6 +86,10 @@ def spec_of(name: str) -> LoopSpec:
     """
     if name in LOOPS:
         return LOOPS[name]
+    if name.endswith(POLLING):
+        spec = spec_of(name.removesuffix(POLLING))
+        options = {**spec.options, "poll_max_ns": POLL_MAX_NS} if spec.ours else {}
+        return replace(spec, options=options)
     module, colon, factory = name.partition(":")
     if colon and module and factory:
         return LoopSpec(name, module, factory)
@@ -78,9 +106,9 @@ def make_loop(name: str) -> asyncio.AbstractEventLoop:
         RuntimeError: it was made, but with another backend than the one asked for.
     """
     spec = spec_of(name)
-    factory: Any = importlib.import_module(spec.module)
-    for part in spec.factory.split("."):
-        factory = getattr(factory, part)
+    factory = _factory(spec.module, spec.factory)
+    if spec.over:
+        factory = factory(_factory(*spec.over.split(":")))
     loop: asyncio.AbstractEventLoop = factory(**spec.options)
     wanted = spec.options.get("fdmon")
     running = getattr(loop, "fdmon", wanted)
@@ -90,12 +118,21 @@ def make_loop(name: str) -> asyncio.AbstractEventLoop:
     return loop
 
 
+def _factory(module: str, name: str) -> Any:
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
 def version_of(spec: LoopSpec) -> str:
     """Say which version of the loop's package is installed."""
     if spec.module == "asyncio":
         return platform.python_version()
-    found = getattr(importlib.import_module(spec.module), "__version__", None)
-    return str(found) if found is not None else "unknown"
+    try:
+        return importlib.metadata.version(spec.module)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def probe(name: str) -> dict[str, str]:

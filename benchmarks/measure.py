@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from children import Child, ChildFailed, call, python
+from loops import POLLING, spec_of
 from results import Cell, RowResult
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Bench:
 
     def measure(self, row: Row) -> RowResult:
         """Measure one row on all loops. A loop that fails does not stop the others."""
-        cells = {loop: Cell() for loop in self.loops}
+        cells = {name: Cell() for name in self.loops if spec_of(name).runs(row.group)}
         result = RowResult(row.name, row.title, row.group, row.unit, cells)
         if self.plan.fresh:
             for number in range(self.plan.rounds):
@@ -111,8 +112,9 @@ class Bench:
     def _round(
         self, row: Row, cells: dict[str, Cell], children: dict[str, Runner], number: int
     ) -> None:
-        shift = number % len(self.loops)
-        for loop in self.loops[shift:] + self.loops[:shift]:
+        loops = list(cells)
+        shift = number % len(loops) if loops else 0
+        for loop in loops[shift:] + loops[:shift]:
             self.step(f"{row.title}: {loop}")
             cell = cells[loop]
             if cell.failed is not None:
@@ -129,7 +131,7 @@ class Bench:
         """Start a child for each loop, all at once; end them whatever happens."""
         runners: dict[str, Runner] = {}
         try:
-            for loop in self.loops:
+            for loop in cells:
                 if cells[loop].failed is None:
                     runners[loop] = self._runner(row, loop)
             for loop, runner in runners.items():
@@ -208,7 +210,8 @@ class ServerRunner(Runner):
     quit_command = "quit"
 
     def __init__(self, bench: Bench, row: Row, loop: str) -> None:
-        options = ["--loop", loop, "--kind", row.server_kind]
+        name = loop + POLLING if row.polling else loop
+        options = ["--loop", name, "--kind", row.server_kind]
         options += ["--cpu", str(bench.server_cpu)]
         self.trouble: ChildFailed | None = None
         if row.transport == "unix":

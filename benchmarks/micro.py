@@ -18,21 +18,34 @@ import sys
 import time
 from typing import Any
 
+from clock import Clock, mark_next
+from counted_rows import COUNTED, DEFAULT
 from loops import make_loop
-from micro_rows import Clock, Loop, Micro, micro_of
+from micro_rows import Loop, Micro, micro_of
 from rows import ROWS, row_named
 
 
-def run_once(function: Micro, loop: Loop, count: int) -> dict[str, Any]:
+def run_once(
+    function: Micro, loop: Loop, count: int, *, marks: bool = False
+) -> dict[str, Any]:
     """Run a row once.
 
     Returns:
         ``{"events", "cpu_ns", "wall_ns"}``
     """
-    clock = Clock()
+    clock = Clock(marks=marks)
     gc.collect()
+    if marks:
+        mark_next()
     function(loop, count, clock)
     return {"events": count, "cpu_ns": clock.cpu_ns, "wall_ns": clock.wall_ns}
+
+
+def run_counted(function: Micro, loop: Loop, counts: list[int]) -> dict[str, Any]:
+    """Run a row once for each count, with the marks that tracers cut at."""
+    for count in counts:
+        run_once(function, loop, count, marks=True)
+    return {"counts": counts}
 
 
 def run_for(function: Micro, loop: Loop, count: int, seconds: float) -> dict[str, Any]:
@@ -56,11 +69,14 @@ def serve(function: Micro, loop: Loop) -> None:
 
 def main() -> int:
     """Run as a script."""
-    names = [row.name for row in ROWS if row.group == "micro"]
+    names = [row.name for row in ROWS if row.group == "micro"] + list(COUNTED)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("row", choices=names)
     parser.add_argument("--loop", default="asyncio")
     parser.add_argument("--count", type=int, help="events (default: the row's own)")
+    parser.add_argument(
+        "--marked", metavar="N,N,...", help="run these counts, marked for a tracer"
+    )
     parser.add_argument("--cpu", type=int, help="core to run on")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -72,8 +88,12 @@ def main() -> int:
     function = micro_of(args.row, args.loop)
     if args.serve:
         serve(function, loop)
+    elif args.marked:
+        counts = [int(word) for word in args.marked.split(",")]
+        print(json.dumps(run_counted(function, loop, counts)))
     else:
-        found = run_once(function, loop, args.count or row_named(args.row).count)
+        count = args.count or DEFAULT.get(args.row) or row_named(args.row).count
+        found = run_once(function, loop, count)
         print(json.dumps({"row": args.row, "loop": args.loop, **found}))
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()

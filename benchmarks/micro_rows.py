@@ -1,4 +1,4 @@
-"""The micro rows: one function each, and the clock they tell what counts.
+"""The micro rows: one function each.
 
 A row drives a loop that is given to it through public asyncio API; nothing here knows
 which loop it is, how often it runs or who asks. `micro.py` is the program around it.
@@ -8,49 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
+from clock import Clock
+from counted_rows import COUNTED
 from loops import make_loop
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 Loop = asyncio.AbstractEventLoop
-
-
-class Clock:
-    """Adds up CPU time (all threads and children) and wall time of what it encloses."""
-
-    def __init__(self) -> None:
-        self.cpu_ns = 0
-        self.wall_ns = 0
-
-    def __enter__(self) -> None:
-        self._children = _children_ns()
-        self._wall = time.perf_counter_ns()
-        self._cpu = time.process_time_ns()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.cpu_ns += time.process_time_ns() - self._cpu
-        self.wall_ns += time.perf_counter_ns() - self._wall
-        self.cpu_ns += _children_ns() - self._children
-
-
-def _children_ns() -> int:
-    found = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return int((found.ru_utime + found.ru_stime) * 1e9)
 
 
 def _nothing() -> None:
@@ -373,6 +342,28 @@ def spawn_wait(loop: Loop, count: int, clock: Clock) -> None:
         loop.run_until_complete(main())
 
 
+def pipe_read(loop: Loop, count: int, clock: Clock) -> None:
+    """64 KiB of what a child process writes to its standard output, `count` times."""
+    program = shutil.which("head")
+    if program is None:
+        raise FileNotFoundError("no program 'head' to read from")
+    size = count << 16
+
+    async def main() -> None:
+        process = await asyncio.create_subprocess_exec(
+            program, "-c", str(size), "/dev/zero", stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        left = size
+        while left and (data := await process.stdout.read(1 << 16)):
+            left -= len(data)
+        if await process.wait() != 0 or left:
+            raise ChildProcessError(f"{program} failed, {left} bytes missing")
+
+    with clock:
+        loop.run_until_complete(main())
+
+
 Micro = Callable[[Loop, int, Clock], None]
 MICRO: dict[str, Micro] = {
     function.__name__: function
@@ -394,6 +385,7 @@ MICRO: dict[str, Micro] = {
         accept_storm,
         run_nothing,
         spawn_wait,
+        pipe_read,
     )
 }
 
@@ -402,4 +394,4 @@ def micro_of(row: str, loop_name: str) -> Micro:
     """Find the function of a row."""
     if row == loop_make_close.__name__:
         return partial(loop_make_close, make=partial(make_loop, loop_name))
-    return MICRO[row]
+    return MICRO.get(row) or COUNTED[row]

@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 COLOURS = {
     "asyncio": "#9aa0a6",
     "uvloop": "#f29900",
+    "uvloop+aiofastnet": "#b06000",
+    "rloop": "#d93025",
+    "zuvloop": "#188038",
     "aioqemu-poll": "#a8c7fa",
     "aioqemu-epoll": "#4285f4",
     "aioqemu-io_uring": "#0b3d91",
 }
-SPARE_COLOURS = ("#188038", "#9334e6", "#d93025", "#12858d")
+SPARE_COLOURS = ("#9334e6", "#12858d", "#e8710a", "#5f6368")
 HEIGHT = 0.8
 
 
@@ -84,6 +87,8 @@ def _panel(
         places, medians, below, above = [], [], [], []
         for line, row in enumerate(rows):
             place = line - HEIGHT / 2 + thick * (index + 0.5)
+            if loop not in row.cells:
+                continue
             ratio = row.cpu_ratio(loop, results.reference)
             if ratio is None:
                 _label(axis, 1.0, place, _without_ratio(results, row, loop), "#d93025")

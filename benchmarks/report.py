@@ -102,8 +102,9 @@ def _cells(row: RowResult, loop: str, cell: Cell, reference: str) -> list[str]:
 
 
 def contenders(results: Results) -> list[str]:
-    """The loops whose losses are listed: all but the reference and asyncio."""
-    return [name for name in results.measured if name not in ("asyncio", "uvloop")]
+    """The loops whose losses are listed: ours, and those that the caller brought."""
+    peers = {name for name, spec in LOOPS.items() if not spec.ours}
+    return [name for name in results.measured if name not in peers]
 
 
 def losses(results: Results) -> list[str]:
@@ -166,7 +167,7 @@ def means_table(results: Results) -> Table:
         counts = (
             sum(ratio is not None and ratio.median > 1 for ratio in ratios),
             sum(ratio is not None and ratio.median < 1 for ratio in ratios),
-            sum(not row.cells[loop].good for row in results.rows),
+            sum(not row.cells[loop].good for row in results.rows if loop in row.cells),
         )
         table.add_row(loop, *cells, *map(str, counts))
     return table

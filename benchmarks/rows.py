@@ -24,11 +24,13 @@ class Row:
         quick: whether `--quick` runs it.
         transport: of a server row.
         api: which asyncio API the server is written on; "own" is the streams of the
-            loop's package, asyncio's where it has none.
+            loop's package, asyncio's where it has none; "thrice" writes each echo in
+            three writes, "spinning" has a thread that computes beside the loop.
         mode: what the client does: "echo" or "accept" (connect, be closed, again).
         size: bytes a message, None for what `--size` says.
         connections: None for what `--connections` says.
         count: events of one run of a micro row; fixed, since a cost may depend on it.
+        polling: whether loops that can are told to poll before they wait.
         pinned: whether a micro row has one core only; two threads need two.
         scalable: whether fewer events than `count` still measure the same.
     """
@@ -39,13 +41,14 @@ class Row:
     unit: str = "message"
     quick: bool = True
     transport: Literal["tcp", "unix", "tls", "udp"] = "tcp"
-    api: Literal["protocol", "buffered", "streams", "own", "sock", "accept"] = (
-        "protocol"
-    )
+    api: Literal[
+        "protocol", "buffered", "streams", "own", "sock", "accept", "thrice", "spinning"
+    ] = "protocol"
     mode: Literal["echo", "accept"] = "echo"
     size: int | None = None
     connections: int | None = None
     count: int = 0
+    polling: bool = False
     pinned: bool = True
     scalable: bool = True
 
@@ -78,6 +81,21 @@ ROWS: tuple[Row, ...] = (
     Row("tcp-own-streams", "TCP echo, the loop's own streams", api="own"),
     Row("tcp-sock", "TCP echo, sock_recv + sock_sendall", api="sock"),
     Row("tcp-one", "TCP echo, Protocol, 1 connection", connections=1),
+    Row(
+        "tcp-one-polling",
+        "TCP echo, 1 connection, poll_max_ns on",
+        connections=1,
+        polling=True,
+        quick=False,
+    ),
+    Row(
+        "tcp-spinning",
+        "TCP echo, 1 connection, a thread computes",
+        api="spinning",
+        connections=1,
+        quick=False,
+    ),
+    Row("tcp-thrice", "TCP echo, three writes each", api="thrice", quick=False),
     Row("tcp-64k", "TCP echo, Protocol, 64 KiB", size=64 * KIB, connections=16),
     Row(
         "tcp-64k-buffered",
@@ -161,10 +179,12 @@ ROWS: tuple[Row, ...] = (
     _micro("add_reader", "add_reader callback", 50_000),
     _micro("sock_recv_ready", "sock_recv, data there", 30_000),
     _micro("sock_recv_wait", "sock_recv, must wait", 15_000),
+    _micro("udp_burst", "UDP receive, 50 waiting at once", 20_000),
     _micro("accept_storm", "accept, 500 waiting at once", 2_000),
     _micro("run_nothing", "run_until_complete of nothing", 5_000),
     _micro("loop_make_close", "loop made, run, closed", 300),
     _micro("spawn_wait", "subprocess spawn + wait", 40),
+    _micro("pipe_read", "64 KiB from a subprocess's pipe", 2_000, pinned=False),
 )
 
 

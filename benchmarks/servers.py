@@ -2,7 +2,8 @@
 
 ``python servers.py --loop NAME --kind tcp-protocol --cpu N`` prints one JSON line with
 its address, then answers commands on standard input: ``usage`` with the CPU times
-of the process, ``quit`` by closing the loop. When standard input ends it dies, so
+of the process, ``begin`` and ``end`` with a mark for tracers, ``quit`` by closing the
+loop. When standard input ends it dies, so
 it cannot outlive whoever started it. The servers use public asyncio API only and are
 the same code for every loop; nothing here knows which loop it runs on.
 """
@@ -13,7 +14,6 @@ import argparse
 import asyncio
 import faulthandler
 import gc
-import importlib
 import json
 import os
 import resource
@@ -23,6 +23,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, cast
 
+from clock import mark_begin, mark_end, mark_next
+from counted_rows import own_streams
 from loops import make_loop
 
 if TYPE_CHECKING:
@@ -61,6 +63,17 @@ class EchoBufferedProtocol(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Echo a copy: what is written may be sent after the next read."""
         self.write(bytes(self.buffer[:nbytes]))
+
+
+class ThriceProtocol(EchoProtocol):
+    """Writes back what comes, in three writes."""
+
+    def data_received(self, data: bytes) -> None:
+        """Echo."""
+        third = len(data) // 3
+        self.write(data[:third])
+        self.write(data[third : 2 * third])
+        self.write(data[2 * third :])
 
 
 class ClosingProtocol(asyncio.Protocol):
@@ -187,6 +200,8 @@ class Server:
     async def _start_stream(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         context = self._context()
+        if self.api == "spinning":
+            threading.Thread(target=spin, args=(self.gone,), daemon=True).start()
         server: asyncio.AbstractServer
         if self.api in {"streams", "own"}:
             streams = own_streams(loop) if self.api == "own" else asyncio
@@ -201,6 +216,8 @@ class Server:
                 "protocol": EchoProtocol,
                 "buffered": EchoBufferedProtocol,
                 "accept": ClosingProtocol,
+                "thrice": ThriceProtocol,
+                "spinning": EchoProtocol,
             }[self.api]
             create: Callable[..., Awaitable[asyncio.AbstractServer]] = (
                 loop.create_unix_server
@@ -234,13 +251,10 @@ class Server:
         asyncio.get_running_loop().stop()
 
 
-def own_streams(loop: asyncio.AbstractEventLoop) -> Any:
-    """The streams that come with a loop; asyncio's where it brings none."""
-    package = type(loop).__module__.partition(".")[0]
-    try:
-        return importlib.import_module(f"{package}.streams")
-    except ModuleNotFoundError:
-        return asyncio
+def spin(gone: threading.Event) -> None:
+    """Compute in Python until the server goes: never sleeps, never lets the GIL go."""
+    while not gone.is_set():
+        sum(range(1000))
 
 
 def usage() -> dict[str, float]:
@@ -267,6 +281,13 @@ def control(loop: asyncio.AbstractEventLoop, gone: threading.Event) -> None:
         command = line.strip()
         if command == "usage":
             say(usage())
+        elif command == "begin":
+            mark_next()
+            mark_begin()
+            say({})
+        elif command == "end":
+            mark_end()
+            say({})
         elif command == "quit":
             gone.set()
             loop.call_soon_threadsafe(loop.stop)
