@@ -2,8 +2,8 @@
 
 Both ends of a connection are in one process and one thread, so that the same happens
 in the same order in every run: what a clock would say of them means nothing, for half
-of it is the peer. `micro.py` runs them like the micro rows; the table of times has the same
-paths with a client of their own (`rows.py`).
+of it is the peer. `micro.py` runs them like the micro rows; the table of times has the
+same paths with a client of their own (`rows.py`).
 """
 
 from __future__ import annotations

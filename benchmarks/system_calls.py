@@ -263,8 +263,13 @@ def _disk(row: Counted, loop: str, folder: Path) -> dict[str, float]:
     runs: list[Counter[str]] = []
     for count in row.counts:
         options = {
-            "file": str(image), "direct": kind == "direct", "write": False,
-            "size": 4096, "depth": row.depth, "count": count, "marks": True,
+            "file": str(image),
+            "direct": kind == "direct",
+            "write": False,
+            "size": 4096,
+            "depth": row.depth,
+            "count": count,
+            "marks": True,
         }
         who = "aioqemu:null" if kind == "null" else "aioqemu:auto"
         words = python("disk_peers.py", who, json.dumps(options))
