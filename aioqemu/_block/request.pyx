@@ -340,7 +340,10 @@ cdef class BlockRequest(BlockDriverAIOCB):
         self._make_room(n)
         iov = <iovec *>(self.views + n)
         for i in range(n):
-            PyObject_GetBuffer(buffers[i], &self.views[i], how)
+            try:
+                PyObject_GetBuffer(buffers[i], &self.views[i], how)
+            except (BufferError, TypeError, ValueError) as exc:
+                raise type(exc)(f"buffer {i} of {n}: {exc}") from exc
             self.n_views = i + 1
             iov[i].iov_base = self.views[i].buf
             iov[i].iov_len = <size_t>self.views[i].len
