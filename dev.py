@@ -123,7 +123,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
                 "this interpreter comes without test.test_asyncio, not run",
                 failed=fetch and version in REQUIRED,
             )
-        # Compiles in half the time; the main interpreter has the build that is released.
+        # Compiles in half the time; the main interpreter tests what is released.
         setup = ("-Doptimization=1",) if IN_CI else ()
         environment = Environment(interpreter, setup=setup)
         if steps.run(f"build for Python {version}", prepare(environment, "test")):
