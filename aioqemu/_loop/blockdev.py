@@ -167,7 +167,7 @@ class _Async(_Device):
     async def _quiet(self) -> None:
         """Return when nothing is in flight, and not before, cancelled or not."""
         cancelled: asyncio.CancelledError | None = None
-        while self._gate.active:
+        while self._gate.busy:
             over = asyncio.get_running_loop().create_future()
             self._gate.watch(functools.partial(_set, over))
             try:
