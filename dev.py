@@ -193,18 +193,55 @@ def default_backend(environment: Environment) -> str:
     ).strip()
 
 
+def measuring(program: str, rest: Sequence[str], *groups: str) -> int:
+    """Run one of the programs in benchmarks on the installed package.
+
+    The peers that are not in every run are measured where they install: some have no
+    wheel for every Python.
+    """
+    environment = Environment(this_interpreter())
+    prepare(environment, "bench", *groups)()
+    if program in WITH_PEERS and "--quick" not in rest:
+        try:
+            environment.require("peers")
+        except Failure as failure:
+            print("further peers do not install here:", str(failure)[-300:])
+    return environment.call([environment.python, f"benchmarks/{program}.py", *rest])
+
+
 def bench(_options: argparse.Namespace, rest: list[str]) -> int:
     """Measure aioqemu beside asyncio and uvloop; arguments go to run.py."""
-    environment = Environment(this_interpreter())
-    prepare(environment, "bench")()
-    return environment.call([environment.python, "benchmarks/run.py", *rest])
+    return measuring("run", rest)
 
 
 def disk(_options: argparse.Namespace, rest: list[str]) -> int:
     """Measure block requests beside file libraries, fio and qemu-img."""
-    environment = Environment(this_interpreter())
-    prepare(environment, "bench", "disk")()
-    return environment.call([environment.python, "benchmarks/disk.py", *rest])
+    return measuring("disk", rest, "disk")
+
+
+def applications(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Measure HTTP, WebSocket and PostgreSQL libraries on each loop."""
+    return measuring("applications", rest, "applications")
+
+
+def memory(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Measure the memory of connections, timers and tasks."""
+    return measuring("memory", rest)
+
+
+def calls(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Count the system calls of an event on each loop, with strace."""
+    return measuring("system_calls", rest)
+
+
+def instructions(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Count instructions with callgrind against the baseline (--record: make it)."""
+    return measuring("instructions", rest)
+
+
+def page(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Make docs/benchmarks.md from the committed results (--check: compare)."""
+    return measuring("page", rest)
 
 
 def build(_options: argparse.Namespace, _rest: list[str]) -> int:
@@ -319,10 +356,18 @@ def clean(options: argparse.Namespace, _rest: list[str]) -> int:
     return 0
 
 
-MEASURING = ("bench", "disk")  # --help and all else goes to the program behind
-VERBS = {
+WITH_PEERS = ("run", "applications", "memory", "system_calls")
+MEASURING = {  # --help and all else goes to the program behind
     "bench": bench,
     "disk": disk,
+    "applications": applications,
+    "memory": memory,
+    "calls": calls,
+    "instructions": instructions,
+    "page": page,
+}
+VERBS = {
+    **MEASURING,
     "test": test,
     "quick": quick,
     "lint": lint,
