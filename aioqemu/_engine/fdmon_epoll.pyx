@@ -123,7 +123,7 @@ cdef class FdMonEpoll(FdMon):
         cdef int reported = self.reported
         self.reported = 0
         for i in range(reported):
-            fd = <int>(self.events[i].data.u64 & 0xffffffff)
+            fd = <int><uint32_t>self.events[i].data.u64     # a mask would be a Python int
             node = table_get(self.st, fd)
             if node != NULL and node.generation == <uint32_t>(self.events[i].data.u64 >> 32):
                 ready_push(self.st, node, self.events[i].events)
