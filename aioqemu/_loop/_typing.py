@@ -36,8 +36,11 @@ if TYPE_CHECKING:
     class LoopBase(asyncio.AbstractEventLoop):
         """The loop core: everything that the mixins call and do not define."""
 
-        _debug: bool
-        _thread_id: int | None
+        @property
+        def _debug(self) -> bool: ...
+        @property
+        def _thread_id(self) -> int | None: ...
+
         slow_callback_duration: float
         _current_handle: Any
 

@@ -33,6 +33,7 @@ cdef class LoopCallbacks:
     cdef char *scratch_buffer
     cdef public double slow_callback_duration
     cdef public object _current_handle
+    cdef public object _task_factory   # None: tasks are asyncio.Task
     cdef object __weakref__
 
     # Queue a handle; takes a reference.

@@ -10,10 +10,12 @@ import sys
 from cpython.mem cimport PyMem_RawFree
 from cpython.mem cimport PyMem_RawMalloc
 from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
 from cpython.ref cimport Py_XDECREF
+from cpython.tuple cimport PyTuple_GET_SIZE
 from cython cimport embedsignature
 from libc.math cimport ceil
 from libc.math cimport isnan
@@ -35,6 +37,8 @@ from aioqemu._loop.layouts cimport AqHandleObject
 from aioqemu._loop.layouts cimport AqTimerObject
 from aioqemu._sys.atomic cimport aq_load
 from aioqemu._sys.atomic cimport aq_prefetch
+from aioqemu._sys.classes cimport FastMethod
+from aioqemu._sys.classes cimport fast_method
 from aioqemu._sys.libc cimport aq_now_ns
 
 from aioqemu._loop.private import (
@@ -44,6 +48,9 @@ from aioqemu._loop.private import (
     iscoroutinefunction,
     logger,
 )
+
+cdef extern from "Python.h":
+    PyObject *PyTuple_GET_ITEM(object, Py_ssize_t)
 
 cdef extern from *:
     """
@@ -62,13 +69,23 @@ cdef extern from *:
 
 cdef enum:
     LONG_QUEUE = 64      # shorter ones are in the cache
+    CO_VARKEYWORDS = 8   # of code objects
 
 cdef object _unset = object()
 cdef object _Future = asyncio.Future
+cdef object _Task = asyncio.Task
 cdef object _running_loop = _get_running_loop
 cdef int64_t NEVER_NS = 0x7fffffffffffffff
 # Whether a handle's methods may be called from other threads, as far as asyncio promises.
 cdef bint _handles_shared = sys.version_info >= (3, 14)
+
+
+cdef bytes _task_options():
+    """What the stock `create_task` of this Python takes by name; it changed within 3.13."""
+    code = asyncio.BaseEventLoop.create_task.__code__
+    named = b"*, name=None, context=None" if code.co_kwonlyargcount else b""
+    rest = b"**kwargs" if code.co_flags & CO_VARKEYWORDS else b""
+    return b", ".join([part for part in (named, rest) if part])
 
 
 cdef int _raise_current() except -1:
@@ -95,6 +112,48 @@ cdef int64_t _deadline_ns(double when) noexcept:
         return -NEVER_NS
     ns = <int64_t>ceil(when)
     return ns
+
+
+cdef FastMethod _any_call_soon = NULL      # the methods as Cython made them
+cdef FastMethod _any_create_task = NULL
+cdef tuple _only_context = ("context",)    # interned, as in the code of all callers
+cdef PyObject *_context_name = PyTuple_GET_ITEM(_only_context, 0)
+
+
+cdef PyObject *_call_soon(PyObject *loop, PyObject *const *args, Py_ssize_t n,
+                          PyObject *names) except NULL:
+    # What tasks and futures do for every step: up to three arguments, maybe a context.
+    cdef LoopCallbacks self = <LoopCallbacks>loop
+    cdef Handle handle
+    cdef PyObject *context = <PyObject *>None
+    if names != NULL:
+        if (PyTuple_GET_SIZE(<object>names) != 1
+                or PyTuple_GET_ITEM(<object>names, 0) != _context_name):
+            return _any_call_soon(loop, args, n, names)
+        context = args[n]
+    if n < 1 or n > 4 or self.closed or self.debug:
+        return _any_call_soon(loop, args, n, names)
+    handle = new_handle(
+        self, <object>args[0],
+        args[1] if n > 1 else NULL,
+        args[2] if n > 2 else NULL,
+        args[3] if n > 3 else NULL,
+        None, <object>context)
+    self.append(<PyObject *>handle)
+    Py_INCREF(handle)
+    return <PyObject *>handle
+
+
+cdef PyObject *_create_task(PyObject *loop, PyObject *const *args, Py_ssize_t n,
+                            PyObject *names) except NULL:
+    cdef LoopCallbacks self = <LoopCallbacks>loop
+    if (n != 1 or names != NULL or self.closed or self.debug
+            or self._task_factory is not None or _running_loop() is not self):
+        return _any_create_task(loop, args, n, names)
+    # The running loop is the default, and arguments by name cost a dictionary.
+    task = _Task(<object>args[0])
+    Py_INCREF(task)
+    return <PyObject *>task
 
 
 cdef class LoopCallbacks:
@@ -201,6 +260,11 @@ cdef class LoopCallbacks:
         """Make a future of this loop."""
         # The running loop is the default, and arguments by name cost a dictionary.
         return _Future() if _running_loop() is self else _Future(loop=self)
+
+    @embedsignature(False)
+    def create_task(self, coro, **kwargs):
+        """Wrap `coro` in a task of this loop (or of the task factory)."""
+        return self._make_task(coro, **kwargs)
 
     # -- callbacks ----------------------------------------------------------------------
 
@@ -485,3 +549,11 @@ cdef class LoopCallbacks:
             if self.scratch_buffer == NULL:
                 raise MemoryError()
         return self.scratch_buffer
+
+
+cdef bytes _task_doc = (
+    b"create_task($self, coro, " + _task_options() + b")\n--\n\n"
+    + LoopCallbacks.create_task.__doc__.encode())
+_any_call_soon = fast_method(<PyTypeObject *>LoopCallbacks, "call_soon", _call_soon, NULL)
+_any_create_task = fast_method(
+    <PyTypeObject *>LoopCallbacks, "create_task", _create_task, _task_doc)

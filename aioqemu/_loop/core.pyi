@@ -1,7 +1,8 @@
 import asyncio
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
-from typing import Any, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 from typing_extensions import disjoint_base
 
@@ -9,12 +10,14 @@ from aioqemu._engine import context as engine
 
 from .aiocontext import AioContext
 
+_T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 @disjoint_base
 class LoopCore:
     slow_callback_duration: float
     _current_handle: Any
+    _task_factory: Callable[..., Any] | None
     @property
     def context(self) -> AioContext: ...
     @property
@@ -47,6 +50,21 @@ class LoopCore:
     def stop(self) -> None: ...
     def time(self) -> float: ...
     def create_future(self) -> asyncio.Future[Any]: ...
+    if sys.version_info >= (3, 14):
+        def create_task(
+            self,
+            coro: Coroutine[Any, Any, _T] | Generator[Any, None, _T],
+            **kwargs: Any,
+        ) -> asyncio.Task[_T]: ...
+    else:
+        def create_task(
+            self,
+            coro: Coroutine[Any, Any, _T] | Generator[Any, None, _T],
+            *,
+            name: str | None = None,
+            context: Context | None = None,
+        ) -> asyncio.Task[_T]: ...
+
     def stats(self) -> dict[str, Any]: ...
     def call_soon(
         self,

@@ -224,11 +224,11 @@ class HooksMixin(LoopBase):
             sys.set_coroutine_origin_tracking_depth(self._saved_origin_depth)
             self._saved_origin_depth = None
 
-    # -- tasks
+    # -- tasks: `create_task` is native, and asks here for what is not plain
 
     if _FACTORY_GETS_NAMED:
 
-        def create_task(  # pragma: no cover - 3.13.4 and later 3.13
+        def _make_task(  # pragma: no cover - 3.13.4 and later 3.13
             self,
             coro: Coroutine[Any, Any, _T] | Generator[Any, None, _T],
             *,
@@ -236,17 +236,15 @@ class HooksMixin(LoopBase):
             context: Context | None = None,
             **kwargs: Any,
         ) -> asyncio.Task[_T]:
-            """Wrap ``coro`` in a task of this loop (or of the task factory)."""
             return self._new_task(coro, name=name, context=context, **kwargs)
 
     elif _FACTORY_GETS_ALL:
 
-        def create_task(  # type: ignore[misc]
+        def _make_task(  # type: ignore[misc]
             self,
             coro: Coroutine[Any, Any, _T] | Generator[Any, None, _T],
             **kwargs: Any,
         ) -> asyncio.Task[_T]:
-            """Wrap ``coro`` in a task of this loop (or of the task factory)."""
             self._check_closed()
             factory = self._task_factory
             if factory is not None:
@@ -257,14 +255,13 @@ class HooksMixin(LoopBase):
 
     else:
 
-        def create_task(  # type: ignore[misc]
+        def _make_task(  # type: ignore[misc]
             self,
             coro: Coroutine[Any, Any, _T] | Generator[Any, None, _T],
             *,
             name: str | None = None,
             context: Context | None = None,
         ) -> asyncio.Task[_T]:
-            """Wrap ``coro`` in a task of this loop (or of the task factory)."""
             self._check_closed()
             factory = self._task_factory
             if factory is None:

@@ -38,6 +38,7 @@ main_context.factory = AioContext
 
 class EventLoop(
     HooksMixin,
+    LoopCore,  # early: a call of its methods from C looks through the bases in order
     ConnectMixin,
     ServeUnixMixin,
     DatagramMixin,
@@ -49,7 +50,6 @@ class EventLoop(
     ProcessMixin,
     SignalsMixin,
     ExecutorMixin,
-    LoopCore,
     asyncio.AbstractEventLoop,
 ):
     """An asyncio event loop whose engine is an `AioContext`.

@@ -303,3 +303,74 @@ def test_debug_mode_refuses_what_is_no_callback(
         any_loop.call_soon(7)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a callable object was expected by call_at"):
         any_loop.call_later(1, None)  # type: ignore[arg-type]
+
+
+def test_call_soon_takes_its_context_by_any_string_of_that_name(
+    any_loop: asyncio.AbstractEventLoop,
+) -> None:
+    name = "".join(["con", "text"])  # equal to the one in code, but another object
+    context = contextvars.copy_context()
+    context.run(VAR.set, "inner")
+    seen: list[Any] = []
+    any_loop.call_soon(lambda: seen.append(VAR.get()), **{name: context})
+    any_loop.call_soon(lambda *args: seen.append(args), 1, 2, 3, 4, **{name: context})
+    one_pass(any_loop)
+    assert seen == ["inner", (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("args", "options"), [((), {}), ((print,), {"other": 1}), ((), {"context": None})]
+)
+def test_call_soon_refuses_what_it_does_not_know(
+    any_loop: asyncio.AbstractEventLoop, args: Any, options: Any
+) -> None:
+    with pytest.raises(TypeError, match=r"call_soon\(\)"):
+        any_loop.call_soon(*args, **options)
+
+
+def test_a_task_belongs_to_the_loop_that_makes_it(
+    any_loop: asyncio.AbstractEventLoop,
+) -> None:
+    async def nothing() -> None:
+        pass
+
+    early = any_loop.create_task(nothing())  # no loop runs yet
+
+    async def main() -> None:
+        late = any_loop.create_task(nothing())
+        named = any_loop.create_task(coro=nothing(), name="so called")
+        assert named.get_name() == "so called"
+        for task in (early, late, named):
+            assert task.get_loop() is any_loop
+            assert await task is None
+
+    any_loop.run_until_complete(main())
+    other = asyncio.new_event_loop()
+    try:
+
+        async def elsewhere() -> asyncio.Task[None]:
+            return any_loop.create_task(nothing())
+
+        task = other.run_until_complete(elsewhere())
+        assert task.get_loop() is any_loop
+    finally:
+        other.close()
+    any_loop.run_until_complete(task)
+
+
+def test_create_task_refuses_what_is_no_coroutine(
+    any_loop: asyncio.AbstractEventLoop,
+) -> None:
+    async def main() -> None:
+        for wrong in (None, 5, print):
+            with pytest.raises(TypeError, match="a coroutine was expected"):
+                any_loop.create_task(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            any_loop.create_task()  # type: ignore[call-arg]
+
+    any_loop.run_until_complete(main())
+    any_loop.close()
+    idle = asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="closed"):
+        any_loop.create_task(idle)
+    idle.close()
