@@ -319,7 +319,7 @@ def test_call_soon_takes_its_context_by_any_string_of_that_name(
 
 
 @pytest.mark.parametrize(
-    ("args", "options"), [((), {}), ((print,), {"other": 1}), ((), {"context": None})]
+    "args, options", [((), {}), ((print,), {"other": 1}), ((), {"context": None})]
 )
 def test_call_soon_refuses_what_it_does_not_know(
     any_loop: asyncio.AbstractEventLoop, args: Any, options: Any
