@@ -90,7 +90,8 @@ def listener() -> tuple[socket.socket, dict[str, Any]]:
     Returns:
         The socket, not yet listening, and its address.
     """
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # With its protocol, as create_server() makes it: asyncio sets TCP_NODELAY by that.
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.bind((HOST, 0))
     sock.setblocking(False)
     return sock, {"host": HOST, "port": sock.getsockname()[1]}
