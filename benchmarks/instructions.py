@@ -35,7 +35,7 @@ BASELINE = HERE / "baseline" / "instructions.json"
 RECORD = HERE.parent / "build" / "benchmarks" / "instructions.json"
 LOOP = "aioqemu-epoll"  # one backend, and the one that valgrind knows
 ALLOWED = 0.03
-TIMES = 3
+TIMES = 2
 TIMEOUT = 100.0
 ROWS: dict[str, tuple[int, int]] = {
     "call_soon_chain": (500, 5500),
