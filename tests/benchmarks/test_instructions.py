@@ -1,4 +1,4 @@
-"""The gate of instructions: what rises fails, and what has nothing to be held against passes.
+"""The gate of instructions: a rise fails, and what has no baseline passes.
 
 Knows the program's functions, in a process of its own, and its recorded baseline; it
 counts nothing itself, since that takes a minute.
