@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -207,9 +208,10 @@ def version_of(name: str) -> str:
     if package in ("fio", "qemu-img"):
         words = [package, "--version"]
         try:
-            return _checked(words).splitlines()[0].removeprefix(package).strip(" -")
-        except (RuntimeError, IndexError):
+            found = re.search(r"\d+(\.\d+)+", _checked(words))
+        except RuntimeError:
             return "-"
+        return found[0] if found is not None else "-"
     if package in ("os", "executor", "future"):
         return platform.python_version()
     try:
