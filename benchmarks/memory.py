@@ -235,9 +235,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="aioqemu-memory-") as folder:
         prepare(Path(folder))
         for row in rows:
-            found = measure(row, results.measured, args.rounds, Path(folder))
-            show(found, args.reference)
-            results.rows.append(found)
+            result = measure(row, results.measured, args.rounds, Path(folder))
+            show(result, args.reference)
+            results.rows.append(result)
     results.save(args.output)
     print(f"\n{args.output}")
     ours = [name for name in names if spec_of(name).ours]

@@ -58,8 +58,8 @@ SOURCES = (
 INTRODUCTION = """
 # Benchmarks
 
-Made by `python3 dev.py page` of the results in `benchmarks/results`; not edited by hand.
-How it is measured, and how to repeat it, is in `benchmarks/README.md`.
+Made by `python3 dev.py page` of the results in `benchmarks/results`; not edited by
+hand. How it is measured, and how to repeat it, is in `benchmarks/README.md`.
 
 A ratio is uvloop's, or the named peer's, CPU time of an event divided by ours; where
 something else is measured (memory, transfers a second, a latency) it is turned so that
