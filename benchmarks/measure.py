@@ -99,13 +99,14 @@ class Bench:
         """Measure one row on all loops. A loop that fails does not stop the others."""
         cells = {name: Cell() for name in self.loops if spec_of(name).runs(row.group)}
         result = RowResult(row.name, row.title, row.group, row.unit, cells)
+        rounds = min(self.plan.rounds, row.rounds or self.plan.rounds)
         if self.plan.fresh:
-            for number in range(self.plan.rounds):
+            for number in range(rounds):
                 with self._children(row, cells) as children:
                     self._round(row, cells, children, number)
         else:
             with self._children(row, cells) as children:
-                for number in range(self.plan.rounds):
+                for number in range(rounds):
                     self._round(row, cells, children, number)
         return result
 
@@ -279,6 +280,9 @@ class MicroRunner(Runner):
         """Run the row for the planned time; the first run warms up."""
         if not self.warm:
             self.warm = True
+            if self.count == 1:  # it takes long, and warms up on the way
+                cell.rounds.append(self._run(1, 0))
+                return
             self._run(max(1, self.count // 10), 0)
         cell.rounds.append(self._run(self.count, self.bench.plan.duration))
 
