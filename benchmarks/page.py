@@ -41,17 +41,19 @@ class Source:
         name: of the file, without its ending.
         verb: of dev.py, that makes it.
         what: is in it.
+        timed: whether a busy machine, or a slow interpreter, would show in it.
     """
 
     name: str
     verb: str
     what: str
+    timed: bool = True
 
 
 SOURCES = (
     Source("results", "bench", "CPU time, rates and latencies of all loops"),
-    Source("system_calls", "calls", "system calls of an event"),
-    Source("memory", "memory", "memory of connections, timers and tasks"),
+    Source("system_calls", "calls", "system calls of an event", timed=False),
+    Source("memory", "memory", "memory of connections, timers and tasks", timed=False),
     Source("applications", "applications", "HTTP, WebSocket and PostgreSQL libraries"),
     Source("disk", "disk", "block requests"),
 )
@@ -104,18 +106,18 @@ def conditions(files: dict[str, Results]) -> list[str]:
         lines.setdefault(text, []).append(f"{name} on {env['date'][:10]}")
     found = [f"* {text}: {', '.join(where)}." for text, where in lines.items()]
     versions: dict[str, str] = {}
+    timed = {source.name for source in SOURCES if source.timed}
     for results in files.values():
         for name, about in results.loops.items():
             if about.get("version", "-") != "-":
                 versions.setdefault(name, about["version"])
         versions |= results.options.get("versions", {})
     if versions:
-        told = ", ".join(f"{name} {version}" for name, version in versions.items())
-        found.append(f"* Versions: {told}.")
+        pairs = ", ".join(f"{name} {version}" for name, version in versions.items())
+        found.append(f"* Versions: {pairs}.")
     for name, results in files.items():
-        found += [
-            f"* Mind, of {name}: {text}." for text in warnings(results.environment)
-        ]
+        told = warnings(results.environment) if name in timed else []
+        found += [f"* Mind, of {name}: {text}." for text in told]
         if rounds := results.options.get("rounds"):
             found.append(f"* Rounds of {name}: {rounds}.")
     return [*found, ""]
