@@ -19,6 +19,9 @@ cdef enum AioOwner:
     AIO_OWNER_LOOP = 2       # add_reader/add_writer: served by the loop's pass only
     AIO_OWNER_TRANSPORT = 3  # a transport: likewise, and add_reader refuses the fd
 
+cdef enum AioEvents:
+    AIO_EDGE = 0x80000000u   # beside POLL*: tell what happens, not what is (FdMon.edges)
+
 cdef struct AioHandler:
     int fd
     uint32_t generation      # tells a node from an earlier one of the same fd number
@@ -28,7 +31,7 @@ cdef struct AioHandler:
     bint queued              # linked into a ready queue
     int walking              # dispatches of this node that are on the stack
     int pending              # requests of this node that the kernel still holds
-    uint32_t events          # POLL* wanted
+    uint32_t events          # POLL* wanted, AIO_EDGE
     uint32_t revents         # POLL* reported, not yet dispatched
     uint32_t armed           # POLL* that the kernel watches; backend's own
     uint32_t sqe_pos         # io_uring: place of the last request in the ring
