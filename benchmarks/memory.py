@@ -28,7 +28,7 @@ from pathlib import Path
 from children import HERE, Child, ChildFailed, call, python
 from loops import LOOPS, spec_of
 from machine import describe
-from measure import probe_loop
+from measure import in_turn, probe_loop
 from memory_rows import resident
 from results import MEMORY, Cell, Results, Round, RowResult
 
@@ -164,10 +164,8 @@ def measure(row: Row, names: list[str], rounds: int, folder: Path) -> RowResult:
     """All rounds of a row; a loop that fails says why, and is not asked again."""
     group = "server" if row.server else "micro"
     cells = {name: Cell() for name in names if spec_of(name).runs(group)}
-    order = list(cells)
     for turn in range(rounds):
-        shift = turn % max(1, len(order))
-        for name in order[shift:] + order[:shift]:
+        for name in in_turn(cells, turn):
             cell = cells[name]
             if cell.failed is not None:
                 continue

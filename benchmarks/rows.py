@@ -35,6 +35,7 @@ class Row:
         scalable: whether fewer events than `count` still measure the same.
         package: without which it cannot be measured.
         rounds: at most so many, of a row that takes long.
+        alone: whether the processes of the other loops must not be there meanwhile.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Row:
     scalable: bool = True
     package: str = ""
     rounds: int | None = None
+    alone: bool = False
 
     @property
     def server_kind(self) -> str:
@@ -88,6 +90,7 @@ def _pyperformance(name: str) -> Row:
         scalable=False,
         package="pyperformance",
         rounds=3,
+        alone=True,  # their ports are fixed
     )
 
 
