@@ -107,11 +107,12 @@ def conditions(files: dict[str, Results]) -> list[str]:
     found = [f"* {text}: {', '.join(where)}." for text, where in lines.items()]
     versions: dict[str, str] = {}
     timed = {source.name for source in SOURCES if source.timed}
-    for results in files.values():
-        for name, about in results.loops.items():
+    for name, results in files.items():
+        for loop, about in results.loops.items():
             if about.get("version", "-") != "-":
-                versions.setdefault(name, about["version"])
-        versions |= results.options.get("versions", {})
+                versions.setdefault(loop, about["version"])
+        if name == "applications":
+            versions |= results.options.get("clients", {})
     if versions:
         pairs = ", ".join(f"{name} {version}" for name, version in versions.items())
         found.append(f"* Versions: {pairs}.")
