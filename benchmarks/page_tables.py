@@ -145,6 +145,8 @@ class Line:
         short = self.shortfalls()
         if short:
             return "**no**: " + ", ".join(short)
+        if missing:
+            return f"yes, but {', '.join(missing)} not measured"
         return "yes" if self.budget.to else "no budget"
 
 
