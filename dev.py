@@ -196,16 +196,14 @@ def default_backend(environment: Environment) -> str:
 def measuring(program: str, rest: Sequence[str], *groups: str) -> int:
     """Run one of the programs in benchmarks on the installed package.
 
-    The peers that are not in every run are measured where they install: some have no
-    wheel for every Python.
+    What it is measured beside takes part where it installs: not every peer has a wheel
+    for every Python.
     """
     environment = Environment(this_interpreter())
-    prepare(environment, "bench", *groups)()
-    if program in WITH_PEERS and "--quick" not in rest:
-        try:
-            environment.require("peers")
-        except Failure as failure:
-            print("further peers do not install here:", str(failure)[-300:])
+    prepare(environment, "bench")()
+    offered = ["peers"] if program in WITH_PEERS and "--quick" not in rest else []
+    for name, reason in environment.offer(*groups, *offered):
+        print(f"{name} does not install here: {reason}", flush=True)
     return environment.call([environment.python, f"benchmarks/{program}.py", *rest])
 
 
@@ -242,6 +240,11 @@ def instructions(_options: argparse.Namespace, rest: list[str]) -> int:
 def page(_options: argparse.Namespace, rest: list[str]) -> int:
     """Make docs/benchmarks.md from the committed results (--check: compare)."""
     return measuring("page", rest)
+
+
+def everything(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Measure all that is on the page, for half an hour, and make it."""
+    return measuring("everything", rest, "disk", "applications")
 
 
 def build(_options: argparse.Namespace, _rest: list[str]) -> int:
@@ -356,7 +359,7 @@ def clean(options: argparse.Namespace, _rest: list[str]) -> int:
     return 0
 
 
-WITH_PEERS = ("run", "applications", "memory", "system_calls")
+WITH_PEERS = ("run", "applications", "memory", "system_calls", "everything")
 MEASURING = {  # --help and all else goes to the program behind
     "bench": bench,
     "disk": disk,
@@ -365,6 +368,7 @@ MEASURING = {  # --help and all else goes to the program behind
     "calls": calls,
     "instructions": instructions,
     "page": page,
+    "everything": everything,
 }
 VERBS = {
     **MEASURING,

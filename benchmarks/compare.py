@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from report import number
-from results import Results, cpu_us, load, rate
+from results import RATE, Cell, Measure, Results, load, measures_of
 from rich.console import Console
 from rich.table import Table
 
@@ -28,16 +28,20 @@ class Change:
     """One cell that both files have.
 
     Attributes:
-        cpu: CPU time before divided by after; above 1 is faster now.
-        rate: events a second after divided by before.
+        before: the main figure of the row in the older file.
+        after: the same in the newer one.
+        what: what the figure is of.
+        better: how much better it became; above 1 is faster, or less, now.
+        rate: events a second after divided by before; NaN where nothing was timed.
         sure: whether the rounds of the two do not overlap.
     """
 
     row: str
     loop: str
-    before_us: float
-    after_us: float
-    cpu: float
+    before: float
+    after: float
+    what: str
+    better: float
     rate: float
     sure: bool
 
@@ -56,49 +60,66 @@ def changes(before: Results, after: Results, *, relative: bool) -> Iterator[Chan
         old = old_rows.get(new.name)
         if old is None:
             continue
-        drift_cpu = drift_rate = 1.0
+        main, *others = measures_of(new.group)
+        second = RATE if RATE in others else None
+        drift = drift_rate = 1.0
         if relative:
             a, b = old.cells.get(before.reference), new.cells.get(after.reference)
             if a is None or b is None or not (a.good and b.good):
                 continue
-            drift_cpu = a.spread(cpu_us).median / b.spread(cpu_us).median
-            drift_rate = b.spread(rate).median / a.spread(rate).median
+            drift = gain(a, b, main)
+            drift_rate = gain(a, b, second)
         for loop, cell in new.cells.items():
             was = old.cells.get(loop)
             if was is None or not (was.good and cell.good):
                 continue
-            one, two = was.spread(cpu_us), cell.spread(cpu_us)
+            one, two = was.spread(main.of), cell.spread(main.of)
             yield Change(
                 new.title,
                 loop,
                 one.median,
                 two.median,
-                one.median / two.median / drift_cpu,
-                cell.spread(rate).median / was.spread(rate).median / drift_rate,
+                main.title,
+                gain(was, cell, main) / drift,
+                gain(was, cell, second) / drift_rate,
                 one.high < two.low or two.high < one.low,
             )
 
 
+def gain(before: Cell, after: Cell, measure: Measure | None) -> float:
+    """How much better a figure became; NaN where there is none to divide by."""
+    if measure is None:
+        return math.nan
+    old, new = before.spread(measure.of).median, after.spread(measure.of).median
+    top, bottom = (new, old) if measure.more else (old, new)
+    if top == bottom:
+        return 1.0  # no call before, and none after
+    return top / bottom if bottom > 0 else math.inf
+
+
 def table_of(found: Sequence[Change], threshold: float) -> Table:
     """Show changes; those below the threshold or within the spread are dimmed."""
-    table = Table(caption="x: above 1 is faster than before; * beyond the spread")
+    table = Table(caption="x: above 1 is better than before; * beyond the spread")
     table.add_column("row")
     table.add_column("loop")
-    for name in ("before us", "after us", "x CPU", "x rate"):
+    table.add_column("what")
+    for name in ("before", "after", "x", "x rate"):
         table.add_column(name, justify="right")
     for change in found:
-        big = abs(math.log(change.cpu)) > math.log1p(threshold)
+        low = 1 / (1 + threshold)
+        big = not low <= change.better <= 1 + threshold
         style = "dim"
         if big and change.sure:
-            style = "green" if change.cpu > 1 else "red"
+            style = "green" if change.better > 1 else "red"
         mark = " *" if change.sure else ""
         table.add_row(
             change.row,
             change.loop,
-            number(change.before_us),
-            number(change.after_us),
-            f"{change.cpu:.3f}{mark}",
-            f"{change.rate:.3f}",
+            change.what,
+            number(change.before),
+            number(change.after),
+            f"{change.better:.3f}{mark}",
+            "-" if math.isnan(change.rate) else f"{change.rate:.3f}",
             style=style,
         )
     return table
@@ -143,12 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     console.print(table_of(found, args.threshold / 100))
     for loop in dict.fromkeys(change.loop for change in found):
-        mean = statistics.geometric_mean(c.cpu for c in found if c.loop == loop)
+        gains = [c.better for c in found if c.loop == loop and 0 < c.better < math.inf]
+        mean = statistics.geometric_mean(gains) if gains else math.nan
         console.print(f"geometric mean, {loop}: {mean:.3f}", highlight=False)
     if args.fail_over is None:
         return 0
     limit = 1 / (1 + args.fail_over / 100)
-    return 1 if any(c.sure and c.cpu < limit for c in found) else 0
+    return 1 if any(c.sure and c.better < limit for c in found) else 0
 
 
 if __name__ == "__main__":

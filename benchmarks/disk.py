@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib.metadata
 import json
 import os
+import platform
+import re
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import machine
+from results import CPU, RATE, Cell, Measure, Results, RowResult, rate
 
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
@@ -167,40 +169,55 @@ def measure(name: str, row: Row, file: Path, count: int) -> dict[str, float]:
 
 def run_row(
     row: Row, file: Path, names: tuple[str, ...], options: argparse.Namespace
-) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:
-    """All rounds of a row; and who failed, with the reason."""
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    failed: dict[str, str] = {}
+) -> dict[str, Cell]:
+    """All rounds of a row; one that fails says why, and is not asked again."""
+    cells = {name: Cell() for name in names}
     for turn in range(options.rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            if name in failed:
+            cell = cells[name]
+            if cell.failed is not None:
                 continue
             try:
                 found = measure(name, row, file, row.count(options.quick))
             except (RuntimeError, ValueError, subprocess.TimeoutExpired) as exc:
-                failed[name] = str(exc)
+                cell.failed = str(exc)
             else:
-                rounds[name].append(found)
-    return rounds, failed
+                cell.rounds.append(found)
+    return cells
 
 
-def _cell(values: list[float]) -> str:
-    middle = statistics.median(values)
-    return f"{middle:10.2f} [{min(values):.2f}, {max(values):.2f}]"
+def _shown(cell: Cell, of: Measure, scale: float) -> str:
+    spread = cell.spread(of.of)
+    middle, low, high = (x * scale for x in (spread.median, spread.low, spread.high))
+    return f"{middle:10.2f} [{low:.2f}, {high:.2f}]"
 
 
-def show(row: Row, rounds: dict[str, list[dict[str, float]]]) -> None:
+def show(row: Row, cells: dict[str, Cell]) -> None:
     """Print one row, the quickest first."""
     print(f"\n{row.name}: thousands of transfers a second; CPU us of each")
+    there = {name: cell for name, cell in cells.items() if cell.good}
+    for name, cell in sorted(there.items(), key=lambda x: -x[1].spread(rate).median):
+        rates, cpu = _shown(cell, RATE, 1e-3), _shown(cell, CPU, 1)
+        print(f"  {name:18} {rates:32} {cpu}", flush=True)
 
-    def rates(name: str) -> list[float]:
-        return [r["events"] / r["wall_ns"] * 1e6 for r in rounds[name]]
 
-    there = [name for name in rounds if rounds[name]]
-    for name in sorted(there, key=lambda n: -statistics.median(rates(n))):
-        cpu = [r["cpu_ns"] / r["events"] / 1000 for r in rounds[name]]
-        print(f"  {name:18} {_cell(rates(name)):32} {_cell(cpu)}", flush=True)
+def version_of(name: str) -> str:
+    """Which version of a contender is here, "-" if it is not."""
+    package = name.partition(":")[0]
+    if package in ("fio", "qemu-img"):
+        words = [package, "--version"]
+        try:
+            found = re.search(r"\d+(\.\d+)+", _checked(words))
+        except RuntimeError:
+            return "-"
+        return found[0] if found is not None else "-"
+    if package in ("os", "executor", "future"):
+        return platform.python_version()
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "-"
 
 
 def make_file(folder: Path, size: int) -> Path:
@@ -233,28 +250,33 @@ def main() -> int:
     if not rows:
         parser.error("no row is called so; there are " + " ".join(r.name for r in ROWS))
     wanted = options.contenders.split(",") if options.contenders else None
-    results: dict[str, Any] = {"machine": machine.describe(), "rows": {}}
-    failures: dict[str, dict[str, str]] = {}
+    given = {"rounds": options.rounds, "quick": options.quick, "size_mib": options.size}
+    names = dict.fromkeys((*NULL_CONTENDERS, *CONTENDERS))
+    loops = {name: {"version": version_of(name)} for name in names}
+    results = Results(machine.describe(), given, loops, "aiofiles")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=options.folder or "/var/tmp") as folder:
         file = make_file(Path(folder), options.size * MIB)
         for row in rows:
-            names: tuple[str, ...] = NULL_CONTENDERS if row.null else CONTENDERS
+            taking: tuple[str, ...] = NULL_CONTENDERS if row.null else CONTENDERS
             if wanted is not None:
-                names = tuple(n for n in names if n in wanted)
-            rounds, failed = run_row(row, file, names, options)
-            show(row, rounds)
-            results["rows"][row.name] = {"row": asdict(row), "rounds": rounds}
-            for name, reason in failed.items():
-                failures.setdefault(f"{name}: {reason}", {})[row.name] = reason
+                taking = tuple(n for n in taking if n in wanted)
+            cells = run_row(row, file, taking, options)
+            show(row, cells)
+            results.rows.append(
+                RowResult(row.name, row.name, "disk", "transfer", cells)
+            )
+    failures: dict[str, list[str]] = {}
+    for result in results.rows:
+        for name, cell in result.cells.items():
+            if cell.failed is not None:
+                failures.setdefault(f"{name}: {cell.failed}", []).append(result.name)
     if failures:
         print("\nno figure:")
         for reason, where in failures.items():
             print(f"  {reason}\n      ({', '.join(where)})")
-    results["failures"] = failures
     output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=1))
+    results.save(output)
     print(f"\n{time.monotonic() - began:.0f} s; {output}")
     ours = [reason for reason in failures if reason.startswith("aioqemu")]
     return 1 if any("CannotError" not in reason for reason in ours) else 0

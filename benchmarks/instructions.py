@@ -6,10 +6,10 @@
     python benchmarks/instructions.py --loop uvloop   # look at another loop, no more
 
 A row runs in a process of its own, with two counts of events several times over; the
-difference of the smallest figures, divided by that of the counts, is one event. Only what
-is between two marks is counted (`clock.py`), so that neither the start nor what a row
-prepares is in it. Figures are kept for each interpreter, compiler and machine: other ones
-say nothing about a change here.
+difference of the smallest figures, divided by that of the counts, is one event. Only
+what is between two marks is counted (`clock.py`), so that neither the start nor what a
+row prepares is in it. Figures are kept for each interpreter, compiler and machine:
+other ones say nothing about a change here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BASELINE = HERE / "baseline" / "instructions.json"
 RECORD = HERE.parent / "build" / "benchmarks" / "instructions.json"
 LOOP = "aioqemu-epoll"  # one backend, and the one that valgrind knows
 ALLOWED = 0.03
-TIMES = 3
+TIMES = 2
 TIMEOUT = 100.0
 ROWS: dict[str, tuple[int, int]] = {
     "call_soon_chain": (500, 5500),
@@ -100,7 +100,7 @@ def _compiler() -> str:
 
 
 def totals(stem: Path) -> list[int]:
-    """Read what callgrind wrote: instructions of each stretch that ended with a mark."""
+    """Read what callgrind wrote: the instructions between each pair of marks."""
     found: dict[int, int] = {}
     for path in stem.parent.glob(f"{stem.name}.*"):
         text = path.read_text()
@@ -248,7 +248,9 @@ def main() -> int:
         print(f"recorded for {under}")
     elif args.loop == LOOP and not before:
         save(RECORD, under, found)
-        print(f"NO BASELINE for {under}: nothing is compared, recorded in {RECORD.name}")
+        print(
+            f"NO BASELINE for {under}: nothing is compared, recorded in {RECORD.name}"
+        )
         print("of build/benchmarks; `python3 dev.py instructions --record` makes one")
     elif risen:
         print(f"more than {ALLOWED:.0%} above the baseline: {', '.join(risen)}")

@@ -19,7 +19,7 @@ from loops import POLLING, spec_of
 from results import Cell, RowResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from clients import Clients
     from rows import Row
@@ -66,6 +66,13 @@ def probe_loop(name: str) -> dict[str, str]:
         return {"missing": str(exc)}
 
 
+def in_turn(names: Iterable[str], number: int) -> list[str]:
+    """The order of a round: each one begins once in so many rounds."""
+    found = list(names)
+    shift = number % len(found) if found else 0
+    return found[shift:] + found[:shift]
+
+
 class Bench:
     """Measures rows on a set of loops.
 
@@ -99,22 +106,27 @@ class Bench:
         """Measure one row on all loops. A loop that fails does not stop the others."""
         cells = {name: Cell() for name in self.loops if spec_of(name).runs(row.group)}
         result = RowResult(row.name, row.title, row.group, row.unit, cells)
-        if self.plan.fresh:
-            for number in range(self.plan.rounds):
+        rounds = min(self.plan.rounds, row.rounds or self.plan.rounds)
+        if row.alone:
+            for number in range(rounds):
+                for loop in in_turn(cells, number):
+                    cell = {loop: cells[loop]}
+                    with self._children(row, cell) as children:
+                        self._round(row, cell, children, number)
+        elif self.plan.fresh:
+            for number in range(rounds):
                 with self._children(row, cells) as children:
                     self._round(row, cells, children, number)
         else:
             with self._children(row, cells) as children:
-                for number in range(self.plan.rounds):
+                for number in range(rounds):
                     self._round(row, cells, children, number)
         return result
 
     def _round(
         self, row: Row, cells: dict[str, Cell], children: dict[str, Runner], number: int
     ) -> None:
-        loops = list(cells)
-        shift = number % len(loops) if loops else 0
-        for loop in loops[shift:] + loops[:shift]:
+        for loop in in_turn(cells, number):
             self.step(f"{row.title}: {loop}")
             cell = cells[loop]
             if cell.failed is not None:
@@ -279,6 +291,9 @@ class MicroRunner(Runner):
         """Run the row for the planned time; the first run warms up."""
         if not self.warm:
             self.warm = True
+            if self.count == 1:  # it takes long, and warms up on the way
+                cell.rounds.append(self._run(1, 0))
+                return
             self._run(max(1, self.count // 10), 0)
         cell.rounds.append(self._run(self.count, self.bench.plan.duration))
 

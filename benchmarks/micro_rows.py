@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import pyperformance_rows
 from clock import Clock
 from counted_rows import COUNTED
 from loops import make_loop
@@ -392,6 +393,8 @@ MICRO: dict[str, Micro] = {
 
 def micro_of(row: str, loop_name: str) -> Micro:
     """Find the function of a row."""
+    if row.startswith(pyperformance_rows.PREFIX):
+        return partial(pyperformance_rows.run, row)
     if row == loop_make_close.__name__:
         return partial(loop_make_close, make=partial(make_loop, loop_name))
     return MICRO.get(row) or COUNTED[row]

@@ -1,15 +1,17 @@
 """What a run found: rounds, medians, spread, ratios. Data and arithmetic only.
 
-A cell is one loop on one row. Ratios are the reference's figure divided by ours for
-CPU time, and ours divided by the reference's for messages a second: above 1 is
-faster than the reference, in both. The ratio shown is that of the medians; its spread
-comes from the rounds, each of which ran all loops one after the other.
+A cell is one loop on one row. Ratios are the reference's figure divided by ours where
+less is better (CPU time, memory, system calls), and ours divided by the reference's
+where more is (messages a second): above 1 is better than the reference, in both. The
+ratio shown is that of the medians; its spread comes from the rounds, each of which ran
+all loops one after the other. All programs that measure save in this one form.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA = 1
+INNERMOST = re.compile(r"\{[^{}\[\]]*\}")
 Round = dict[str, float]
 
 
@@ -41,8 +44,9 @@ class Cell:
     """One loop on one row.
 
     Attributes:
-        rounds: one entry a round; keys `events`, `cpu_ns`, `wall_ns`, and from a
-            client `client_cpu_ns`, `p50_us`, `p99_us`, `lost`.
+        rounds: one entry a round; keys `events`, and what was seen of them: `cpu_ns`
+            and `wall_ns`, `bytes`, or `calls`; from a client `client_cpu_ns`,
+            `p50_us`, `p99_us`, `lost`.
         failed: why there is no figure, or None.
         note: something odd that did not spoil the figure.
         extra: CPU times and memory of the server over its life.
@@ -94,6 +98,50 @@ def latency(key: str) -> Callable[[Round], float]:
     return lambda entry: entry.get(key, math.nan)
 
 
+def _each(key: str) -> Callable[[Round], float]:
+    return lambda entry: entry[key] / entry["events"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is read from a round.
+
+    Attributes:
+        name: of its ratio in the JSON, with `_ratio` behind it.
+        key: its name in the JSON.
+        title: what tables call it.
+        of: reads it.
+        more: whether more of it is better.
+    """
+
+    name: str
+    key: str
+    title: str
+    of: Callable[[Round], float]
+    more: bool = False
+
+
+CPU = Measure("cpu", "cpu_us_per_event", "CPU us", cpu_us)
+RATE = Measure("rate", "events_per_second", "events/s", rate, more=True)
+P50 = Measure("p50", "p50_us", "p50 us", latency("p50_us"))
+P99 = Measure("p99", "p99_us", "p99 us", latency("p99_us"))
+MEMORY = Measure("memory", "bytes_per_event", "bytes", _each("bytes"))
+CALLS = Measure("calls", "calls_per_event", "system calls", _each("calls"))
+MEASURES: dict[str, tuple[Measure, ...]] = {
+    "server": (CPU, RATE, P50, P99),
+    "micro": (CPU, RATE),
+    "disk": (RATE, CPU),
+    "memory": (MEMORY,),
+    "calls": (CALLS,),
+}
+"""What there is in a group of rows, the main one first."""
+
+
+def measures_of(group: str) -> tuple[Measure, ...]:
+    """What there is in a group; one that is not known here is like the micro rows."""
+    return MEASURES.get(group, (CPU, RATE))
+
+
 @dataclass
 class RowResult:
     """One row, all loops."""
@@ -106,26 +154,32 @@ class RowResult:
 
     def cpu_ratio(self, loop: str, reference: str) -> Spread | None:
         """CPU time of the reference divided by that of the loop."""
-        return self._ratio(loop, reference, cpu_us, upside_down=False)
+        return self.ratio(loop, reference, CPU)
 
     def rate_ratio(self, loop: str, reference: str) -> Spread | None:
         """Events a second of the loop divided by those of the reference."""
-        return self._ratio(loop, reference, rate, upside_down=True)
+        return self.ratio(loop, reference, RATE)
 
-    def _ratio(
-        self,
-        loop: str,
-        reference: str,
-        measure: Callable[[Round], float],
-        *,
-        upside_down: bool,
+    def ratio(
+        self, loop: str, reference: str, measure: Measure | None = None
     ) -> Spread | None:
+        """How much better than the reference a loop is.
+
+        Args:
+            loop: name of the loop.
+            reference: of the one it is compared with.
+            measure: by what; None is the main one of the row's group.
+
+        Returns:
+            Above 1 where the loop is better; None where a figure is missing.
+        """
+        measure = measure or measures_of(self.group)[0]
         ours, theirs = self.cells.get(loop), self.cells.get(reference)
         if ours is None or theirs is None or not (ours.good and theirs.good):
             return None
-        top, bottom = (ours, theirs) if upside_down else (theirs, ours)
-        tops, bottoms = top.values(measure), bottom.values(measure)
-        if min(bottoms) <= 0:
+        top, bottom = (ours, theirs) if measure.more else (theirs, ours)
+        tops, bottoms = top.values(measure.of), bottom.values(measure.of)
+        if any(math.isnan(value) for value in (*tops, *bottoms)) or min(bottoms) <= 0:
             return None
         each = [a / b for a, b in zip(tops, bottoms, strict=False)]
         middle = statistics.median(tops) / statistics.median(bottoms)
@@ -155,8 +209,8 @@ class Results:
 
         Args:
             loop: name of the loop.
-            group: "server", "micro", or None for both.
-            rates: of the events a second instead of the CPU time.
+            group: "server", "micro", ..., or None for all.
+            rates: of the events a second instead of the main figure.
 
         Returns:
             The mean and how many rows are in it, or None if there is none.
@@ -164,8 +218,7 @@ class Results:
         found: list[float] = []
         for row in self.rows:
             if group in (None, row.group):
-                ratio = row.rate_ratio if rates else row.cpu_ratio
-                spread = ratio(loop, self.reference)
+                spread = row.ratio(loop, self.reference, RATE if rates else None)
                 if spread is not None and spread.median > 0:
                     found.append(spread.median)
         if not found:
@@ -184,7 +237,7 @@ class Results:
             "geometric_mean": {
                 loop: {
                     group or "all": found[0]
-                    for group in ("server", "micro", None)
+                    for group in (*dict.fromkeys(row.group for row in self.rows), None)
                     if (found := self.geometric_mean(loop, group)) is not None
                 }
                 for loop in self.measured
@@ -207,25 +260,19 @@ class Results:
         found: dict[str, Any] = {"failed": cell.failed, "note": cell.note}
         if not cell.good:
             return found
-        measures: dict[str, Callable[[Round], float]] = {
-            "cpu_us_per_event": cpu_us,
-            "events_per_second": rate,
-        }
-        if row.group == "server":
-            measures |= {key: latency(key) for key in ("p50_us", "p99_us")}
-        for name, measure in measures.items():
-            found[name] = vars(cell.spread(measure))
-        ratios = {
-            "cpu_ratio": row.cpu_ratio(loop, self.reference),
-            "rate_ratio": row.rate_ratio(loop, self.reference),
-        }
-        found |= {key: vars(val) for key, val in ratios.items() if val is not None}
+        for measure in measures_of(row.group):
+            found[measure.key] = vars(cell.spread(measure.of))
+            ratio = row.ratio(loop, self.reference, measure)
+            if ratio is not None:
+                found[f"{measure.name}_ratio"] = vars(ratio)
         found |= {"rounds": cell.rounds, "client": cell.client, "process": cell.extra}
         return found
 
     def save(self, path: Path) -> None:
-        """Write the JSON file."""
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        """Write the JSON file, what is innermost on one line."""
+        text = json.dumps(self.to_json(), indent=1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(INNERMOST.sub(lambda m: " ".join(m[0].split()), text) + "\n")
 
 
 def load(path: Path) -> Results:

@@ -33,6 +33,9 @@ class Row:
         polling: whether loops that can are told to poll before they wait.
         pinned: whether a micro row has one core only; two threads need two.
         scalable: whether fewer events than `count` still measure the same.
+        package: without which it cannot be measured.
+        rounds: at most so many, of a row that takes long.
+        alone: whether the processes of the other loops must not be there meanwhile.
     """
 
     name: str
@@ -51,6 +54,9 @@ class Row:
     polling: bool = False
     pinned: bool = True
     scalable: bool = True
+    package: str = ""
+    rounds: int | None = None
+    alone: bool = False
 
     @property
     def server_kind(self) -> str:
@@ -69,6 +75,22 @@ def _micro(
         count=count,
         pinned=pinned,
         scalable=scalable,
+    )
+
+
+def _pyperformance(name: str) -> Row:
+    return Row(
+        f"pp_{name}",
+        f"pyperformance {name}",
+        group="micro",
+        unit="run",
+        quick=False,
+        count=1,
+        pinned=True,
+        scalable=False,
+        package="pyperformance",
+        rounds=3,
+        alone=True,  # their ports are fixed
     )
 
 
@@ -185,6 +207,15 @@ ROWS: tuple[Row, ...] = (
     _micro("loop_make_close", "loop made, run, closed", 300),
     _micro("spawn_wait", "subprocess spawn + wait", 40),
     _micro("pipe_read", "64 KiB from a subprocess's pipe", 2_000, pinned=False),
+    _pyperformance("async_generators"),
+    _pyperformance("async_tree_none"),
+    _pyperformance("async_tree_none_tg"),
+    _pyperformance("async_tree_io"),
+    _pyperformance("async_tree_memoization"),
+    _pyperformance("async_tree_cpu_io_mixed"),
+    _pyperformance("asyncio_tcp"),
+    _pyperformance("asyncio_tcp_ssl"),
+    _pyperformance("asyncio_websockets"),
 )
 
 

@@ -7,6 +7,7 @@ options and shows progress; `measure.py` measures, `report.py` and `plot.py` sho
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from dataclasses import replace
@@ -165,7 +166,8 @@ def measure_all(
         # drawing happens between measurements only: no thread that wakes up in one
         auto_refresh=False,
     )
-    total = len(rows) * len(bench.loops) * bench.plan.rounds
+    rounds = sum(min(bench.plan.rounds, row.rounds or 1 << 30) for row in rows)
+    total = rounds * len(bench.loops)
     with progress:
         task = progress.add_task("starting", total=total)
 
@@ -197,6 +199,11 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         spec_of(name)
     rows = select(args.rows, quick=args.quick)
+    needed = dict.fromkeys(row.package for row in rows if row.package)
+    absent = [name for name in needed if importlib.util.find_spec(name) is None]
+    rows = [row for row in rows if row.package not in absent]
+    if not rows:
+        raise ValueError(f"not installed: {', '.join(absent)}")
     args.output.mkdir(parents=True, exist_ok=True)
     loops = probe_loops(names, Console(stderr=True))
     working = [name for name in names if "missing" not in loops[name]]
@@ -216,6 +223,10 @@ def run(args: argparse.Namespace) -> int:
         "clients": clients.describe(),
         "client_notes": list(clients.notes),
     }
+    options["client_notes"] += [
+        f"rows that need {name} are not measured: it is not installed"
+        for name in absent
+    ]
     if reference != args.reference:
         options["client_notes"].append(
             f"{args.reference} is not here: ratios are to {reference}"

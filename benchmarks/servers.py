@@ -2,8 +2,8 @@
 
 ``python servers.py --loop NAME --kind tcp-protocol --cpu N`` prints one JSON line with
 its address, then answers commands on standard input: ``usage`` with the CPU times
-of the process, ``begin`` and ``end`` with a mark for tracers, ``quit`` by closing the
-loop. When standard input ends it dies, so
+of the process, ``collect`` when garbage is collected, ``begin`` and ``end`` with a mark
+for tracers, ``quit`` by closing the loop. When standard input ends it dies, so
 it cannot outlive whoever started it. The servers use public asyncio API only and are
 the same code for every loop; nothing here knows which loop it runs on.
 """
@@ -46,6 +46,20 @@ class EchoProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Echo."""
         self.write(data)
+
+
+class LeanProtocol(asyncio.Protocol):
+    """The same with next to nothing of its own, to see what others take."""
+
+    __slots__ = ("transport",)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Echo."""
+        self.transport.write(data)
 
 
 class EchoBufferedProtocol(asyncio.BufferedProtocol):
@@ -217,6 +231,7 @@ class Server:
                 "buffered": EchoBufferedProtocol,
                 "accept": ClosingProtocol,
                 "thrice": ThriceProtocol,
+                "lean": LeanProtocol,
                 "spinning": EchoProtocol,
             }[self.api]
             create: Callable[..., Awaitable[asyncio.AbstractServer]] = (
@@ -281,6 +296,9 @@ def control(loop: asyncio.AbstractEventLoop, gone: threading.Event) -> None:
         command = line.strip()
         if command == "usage":
             say(usage())
+        elif command == "collect":
+            gc.collect()
+            say({})
         elif command == "begin":
             mark_next()
             mark_begin()

@@ -30,9 +30,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import clock
-from children import HERE, Child, ChildFailed, call, python
+from children import HERE, Child, ChildFailed, python
 from loops import LOOPS, spec_of
 from machine import describe
+from measure import probe_loop
+from results import Cell, Results, RowResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -304,6 +306,19 @@ def total(calls: dict[str, float]) -> float:
     return sum(n for name, n in calls.items() if not name.startswith(left_out))
 
 
+def _cell(row: Counted, loop: str) -> Cell:
+    """Count, and keep the reason where that fails."""
+    try:
+        calls = count(row, loop)
+    except ChildFailed as exc:
+        return Cell(failed=str(exc))
+    return Cell([{"events": 1, "calls": total(calls)}], extra={"calls": calls})
+
+
+def _shown(cell: Cell) -> str:
+    return f"{cell.rounds[0]['calls']:.2f}" if cell.good else "-"
+
+
 def main() -> int:
     """Run as a script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -318,29 +333,21 @@ def main() -> int:
     patterns = args.rows.split(",")
     rows = [row for row in ROWS if any(fnmatch.fnmatch(row.name, p) for p in patterns)]
     names = args.loops.split(",") if args.loops else list(LOOPS)
-    loops = {name: call(python("loops.py", name), timeout=30) for name in names}
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    failed: dict[str, dict[str, str]] = {}
+    loops = {name: probe_loop(name) for name in names}
+    results = Results(describe(), {}, loops, "uvloop")
     for row in rows:
         print(f"{row.name:22}", end="", flush=True)
-        for loop in (name for name in names if "missing" not in loops[name]):
-            try:
-                calls = count(row, loop)
-            except ChildFailed as exc:
-                failed.setdefault(row.name, {})[loop] = str(exc)
-                print(f" {'-':>8}", end="", flush=True)
-                continue
-            found.setdefault(row.name, {})[loop] = calls
-            print(f" {total(calls):8.2f}", end="", flush=True)
-        print()
-        for loop, calls in found.get(row.name, {}).items() if args.by_name else ():
-            print(f"    {loop}:", *(f"{k} {v:.2f}" for k, v in calls.items()), sep="  ")
-    for name, why in failed.items():
-        for loop, reason in why.items():
-            print(f"no count of {name} on {loop}: {reason}")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    results = {"environment": describe(), "loops": loops, "rows": found}
-    args.output.write_text(json.dumps({**results, "failed": failed}, indent=1) + "\n")
+        cells = {name: _cell(row, name) for name in results.measured}
+        print("".join(f" {_shown(cell):>8}" for cell in cells.values()), flush=True)
+        results.rows.append(RowResult(row.name, row.name, "calls", "event", cells))
+        for loop, cell in cells.items() if args.by_name else ():
+            each = cell.extra.get("calls", {}).items()
+            print(f"    {loop}:", *(f"{k} {v:.2f}" for k, v in each), sep="  ")
+    for result in results.rows:
+        for loop, cell in result.cells.items():
+            if cell.failed is not None:
+                print(f"no count of {result.name} on {loop}: {cell.failed}")
+    results.save(args.output)
     print(args.output)
     return 0
 

@@ -228,6 +228,26 @@ class Environment:
         known = present if isinstance(present, list) else []
         self._write_stamp(dependencies=sorted({*known, *wanted}))
 
+    def offer(self, *groups: str) -> list[tuple[str, str]]:
+        """Install what the groups name, one by one, as far as it installs here.
+
+        Returns:
+            What does not, with the last thing that pip said of it.
+        """
+        refused: list[tuple[str, str]] = []
+        for requirement in dependencies(groups):
+            present = self._stamp().get("dependencies", [])
+            known = present if isinstance(present, list) else []
+            if requirement in known:
+                continue
+            try:
+                self._pip("install", requirement)
+            except Failure as failure:
+                refused.append((requirement, str(failure).strip().splitlines()[-1]))
+            else:
+                self._write_stamp(dependencies=sorted({*known, requirement}))
+        return refused
+
     def _pip(self, *words: str | Path) -> str:
         pip: Words = [_pip_python(), "-m", "pip", "--python", self.python]
         return command_output([*pip, *words], self.variables(), merge=True)

@@ -137,6 +137,46 @@ def test_a_micro_row_runs_by_itself_with_a_fixed_count() -> None:
     assert found["cpu_ns"] > 0
 
 
+@pytest.fixture(scope="module")
+def some_memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A connection and a timer on asyncio, and a loop that cannot serve."""
+    need_packages("rich", "trustme")
+    output = tmp_path_factory.mktemp("memory") / "memory.json"
+    words = ["--loops", "asyncio,nowhere:make", "--rows", "connection,timer"]
+    done = bench("memory.py", *words, "--rounds", "1", "--output", output)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "loop nowhere:make is not measured" in done.stdout
+    return output
+
+
+def test_memory_of_a_connection_and_of_a_timer(some_memory: Path) -> None:
+    found = json.loads(some_memory.read_text())
+    each = {
+        row["name"]: row["cells"]["asyncio"]["bytes_per_event"]["median"]
+        for row in found["rows"]
+    }
+    assert 500 < each["connection"] < 20_000
+    assert 100 < each["timer"] < 2_000
+
+
+def test_compare_knows_files_in_which_nothing_was_timed(some_memory: Path) -> None:
+    done = bench("compare.py", some_memory, some_memory)
+    assert done.returncode == 0, done.stderr
+    assert "geometric mean, asyncio: 1.000" in done.stdout
+
+
+def test_compare_sees_what_became_more(some_memory: Path, tmp_path: Path) -> None:
+    found = json.loads(some_memory.read_text())
+    for row in found["rows"]:
+        for entry in row["cells"]["asyncio"]["rounds"]:
+            entry["bytes"] *= 2
+    more = tmp_path / "more.json"
+    more.write_text(json.dumps(found))
+    done = bench("compare.py", some_memory, more, "--fail-over", "5")
+    assert done.returncode == 1, done.stderr
+    assert "geometric mean, asyncio: 0.500" in done.stdout
+
+
 def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
     need_packages()
     marker = f"AIOQEMU_BENCH_TEST={tmp_path}"
@@ -158,9 +198,9 @@ def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
     wait_until(lambda: not with_environment(marker))
 
 
-def need_packages() -> None:
+def need_packages(*names: str) -> None:
     """Skip without the packages, found and not imported: numpy starts threads."""
-    for name in ("rich", "matplotlib"):
+    for name in names or ("rich", "matplotlib"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"needs {name}")
 

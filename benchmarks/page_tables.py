@@ -1,0 +1,333 @@
+"""The tables of the page: budgets beside what was measured. Markdown, and no more.
+
+Knows results and budgets, but no files, no plots and no program that measured. A ratio
+is above 1 where ours is better, whatever is measured.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from loops import spec_of
+from results import CPU, P99, RATE, Cell, Measure, Results, RowResult, measures_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from budgets import Budget
+
+UVLOOP = "uvloop"
+PREFIX = "aioqemu-"
+BACKENDS = ("epoll", "io_uring", "poll")
+AUTOMATIC = ("epoll", "io_uring")
+"""What `auto` can pick: on these no row is to be below 1."""
+NO_PEERS = ("os", "future", "fio", "qemu-img")
+"""Contenders of the disk rows that are no libraries for asyncio."""
+OUR_DISK = "aioqemu:"
+NOTHING = "–"
+SOURCES = ("row", "application", "memory", "disk")
+
+
+def number(value: float) -> str:
+    """Three significant digits or so."""
+    if math.isnan(value):
+        return NOTHING
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """Make a table; the first column is text, the others are figures."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    rows = [head, rule, *lines]
+    return ["| " + " | ".join(row) + " |" for row in rows] + [""]
+
+
+def is_ours(name: str) -> bool:
+    """Whether a loop, or a contender of the disk rows, is this project's."""
+    if ":" in name or name in NO_PEERS:
+        return name.startswith(OUR_DISK)
+    try:
+        return spec_of(name).ours
+    except ValueError:
+        return False
+
+
+@dataclass
+class Line:
+    """One row of the table.
+
+    Attributes:
+        budget: what it may cost.
+        result: the row that was measured, None where it was not.
+        calls: system calls of an event, by loop.
+        measure: what the ratios are of.
+    """
+
+    budget: Budget
+    result: RowResult | None = None
+    calls: dict[str, float] = field(default_factory=dict)
+    measure: Measure = CPU
+
+    def ours(self) -> list[str]:
+        """The loops or engines of ours that have a figure."""
+        cells = self.result.cells if self.result is not None else {}
+        return [name for name, cell in cells.items() if cell.good and is_ours(name)]
+
+    def peers(self) -> list[str]:
+        """The others that have one, as far as they do the same thing."""
+        cells = self.result.cells if self.result is not None else {}
+        return [
+            name
+            for name, cell in cells.items()
+            if cell.good and not is_ours(name) and name not in NO_PEERS
+        ]
+
+    def ratio(self, name: str, to: str) -> float:
+        """How much better ours is; NaN where one has no figure."""
+        assert self.result is not None
+        found = self.result.ratio(name, to, self.measure)
+        return math.nan if found is None else found.median
+
+    def best(self, to: str) -> float:
+        """The ratio of our best backend, NaN without a figure."""
+        found = [self.ratio(name, to) for name in self.ours()]
+        return max((value for value in found if value == value), default=math.nan)
+
+    def best_peer(self) -> str | None:
+        """The peer that is hardest to beat."""
+        ratios = {peer: self.best(peer) for peer in self.peers()}
+        known = {peer: value for peer, value in ratios.items() if value == value}
+        return min(known, key=known.__getitem__, default=None)
+
+    @property
+    def rank(self) -> float:
+        """What the table is sorted by: the ratio to uvloop, or to the peers named."""
+        targets = self.budget.to or {UVLOOP: 1.0}
+        found = [self.best(UVLOOP)] if UVLOOP in targets else []
+        found = found or [self.best(peer) for peer in targets]
+        known = [value for value in found if value == value]
+        return min(known, default=math.inf)
+
+    def calls_of_ours(self) -> float | None:
+        """The most that one of our backends makes, None where it is not counted."""
+        found = [count for name, count in self.calls.items() if is_ours(name)]
+        return max(found, default=None)
+
+    def shortfalls(self) -> list[str]:
+        """What is not reached; empty where all is, or where nothing is known."""
+        budget, found = self.budget, []
+        calls = self.calls_of_ours()
+        if calls is not None and budget.calls is not None:
+            if calls > budget.calls + budget.tolerance:
+                found.append("calls")
+        for peer, wanted in budget.to.items():
+            best = self.best(peer)
+            if best < wanted:
+                found.append(f"{number(best)} of {wanted:g}")
+        for backend in AUTOMATIC:
+            name = PREFIX + backend
+            if name in self.ours() and self.ratio(name, UVLOOP) < 1:
+                found.append(f"{backend} below 1")
+        return found
+
+    def verdict(self) -> str:
+        """Reached or not, in a word or two."""
+        if self.result is None or not self.ours():
+            return "not measured"
+        missing = [peer for peer in self.budget.to if math.isnan(self.best(peer))]
+        if missing and len(missing) == len(self.budget.to):
+            return f"{', '.join(missing)} not measured"
+        short = self.shortfalls()
+        if short:
+            return "**no**: " + ", ".join(short)
+        if missing:
+            return f"yes, but {', '.join(missing)} not measured"
+        return "yes" if self.budget.to else "no budget"
+
+
+def lines_of(budgets: Sequence[Budget], files: dict[str, Results]) -> list[Line]:
+    """Put each budget beside what was measured, the worst first.
+
+    Rows that were measured and have no budget are lines too.
+    """
+    rows = {kind: {row.name: row for row in files[kind].rows} for kind in files}
+    lines: list[Line] = []
+    for budget in budgets:
+        kind, name = source_of(budget)
+        line = Line(budget, rows.get(kind, {}).pop(name, None))
+        if line.result is not None:
+            main = measures_of(line.result.group)[0]
+            line.measure = {"p99": P99, "rate": RATE}.get(budget.measure, main)
+        counted = {row.name: row for row in _rows_of(files, "system_calls")}
+        if (count := counted.get(budget.counted_row)) is not None:
+            line.calls = {
+                name: _calls(cell, budget.names)
+                for name, cell in count.cells.items()
+                if cell.good
+            }
+        lines.append(line)
+    for kind in ("results", "applications", "memory", "disk"):
+        lines += [
+            Line(type(budgets[0])(row.title), row, measure=measures_of(row.group)[0])
+            for row in rows.get(kind, {}).values()
+        ]
+    return sorted(lines, key=lambda line: (line.result is None, line.rank))
+
+
+def _rows_of(files: dict[str, Results], kind: str) -> list[RowResult]:
+    return files[kind].rows if kind in files else []
+
+
+def _calls(cell: Cell, names: Sequence[str]) -> float:
+    if names:
+        each: dict[str, float] = cell.extra.get("calls", {})
+        return sum(each.get(name, 0.0) for name in names)
+    return cell.rounds[0]["calls"]
+
+
+def source_of(budget: Budget) -> tuple[str, str]:
+    """In which file a budget's row is, and its name there."""
+    kinds = {"application": "applications", "memory": "memory", "disk": "disk"}
+    for attribute, kind in kinds.items():
+        if name := getattr(budget, attribute):
+            return kind, name
+    return "results", budget.row
+
+
+def the_table(lines: Sequence[Line]) -> list[str]:
+    """The table: what a row costs, what it is to reach, and whether it does."""
+    with_poll = any(f"{PREFIX}poll" in line.ours() for line in lines)
+    backends = BACKENDS if with_poll else AUTOMATIC
+    head = ["row", "calls: ours", "uvloop", "budget"]
+    head += [f"x uvloop: {name}" for name in backends]
+    head += ["best peer", *[f"x best peer: {name}" for name in backends]]
+    head += ["to reach", "reached", "why"]
+    return table(head, [_cells(line, backends) for line in lines])
+
+
+def _cells(line: Line, backends: Sequence[str]) -> list[str]:
+    budget = line.budget
+    counts = [line.calls.get(PREFIX + name) for name in AUTOMATIC]
+    ours = " / ".join(number(c) for c in counts if c is not None) or NOTHING
+    theirs = line.calls.get(UVLOOP, math.nan)
+    allowed = NOTHING if budget.calls is None else f"{budget.calls:g}"
+    peer = line.best_peer()
+    cells = [budget.path, ours, number(theirs), allowed]
+    cells += [_ratio(line, name, UVLOOP) for name in backends]
+    cells += [peer or NOTHING, *[_ratio(line, name, peer) for name in backends]]
+    wanted = [
+        f"{value:g}" if to == UVLOOP else f"{value:g} x {to}"
+        for to, value in budget.to.items()
+    ]
+    why = [budget.note] if budget.note else []
+    if line.shortfalls():
+        why.append(budget.why or "the reason is not known")
+    return [*cells, ", ".join(wanted) or NOTHING, line.verdict(), "; ".join(why)]
+
+
+def _ratio(line: Line, backend: str, to: str | None) -> str:
+    """The ratio of a backend; of the disk rows, that of the engine it goes with."""
+    engines = {"epoll": "linux_aio", "poll": "threads"}
+    names = [PREFIX + backend, OUR_DISK + engines.get(backend, backend)]
+    if backend == "epoll":
+        names.append(OUR_DISK + "null")
+    for name in names:
+        if to is not None and name in line.ours():
+            value = line.ratio(name, to)
+            text = number(value)
+            return f"**{text}**" if value < 1 else text
+    return NOTHING
+
+
+def means(lines: Sequence[Line], results: Results) -> list[str]:
+    """Geometric means of the ratios to uvloop, over all rows that have one."""
+    measured = [line for line in lines if line.result in results.rows]
+    found: list[list[str]] = []
+    for name in results.measured:
+        ratios = [
+            line.ratio(name, UVLOOP)
+            for line in measured
+            if line.result is not None and name in line.result.cells
+        ]
+        found.append([name, *_summary(ratios)])
+    best = [line.best(UVLOOP) for line in measured]
+    found.append(["aioqemu, the best backend of each row", *_summary(best)])
+    return table(["loop", "geometric mean", "rows", "above 1", "below 1"], found)
+
+
+def _summary(ratios: Sequence[float]) -> list[str]:
+    known = [value for value in ratios if value == value and value > 0]
+    mean = statistics.geometric_mean(known) if known else math.nan
+    above = sum(value > 1 for value in known)
+    below = sum(value < 1 for value in known)
+    return [number(mean), str(len(known)), str(above), str(below)]
+
+
+def losses(lines: Sequence[Line]) -> list[str]:
+    """Every figure of ours that is worse than uvloop's, the worst first."""
+    found: list[tuple[float, list[str]]] = []
+    for line in lines:
+        for name in line.ours():
+            assert line.result is not None
+            ratio = line.result.ratio(name, UVLOOP, line.measure)
+            if ratio is None or ratio.median >= 1:
+                continue
+            extremes = f"{number(ratio.low)} to {number(ratio.high)}"
+            sure = "no" if ratio.high >= 1 else "yes"
+            cells = [line.budget.path, name, number(ratio.median), extremes, sure]
+            found.append((ratio.median, cells))
+    head = ["row", "loop", "x uvloop", "lowest and highest round", "beyond the spread"]
+    return (
+        table(head, [cells for _, cells in sorted(found)]) if found else ["None.", ""]
+    )
+
+
+def figures(results: Results, *, scale: float = 1.0) -> list[str]:
+    """Every figure of a file: rows down, loops across; in brackets the ratio."""
+    names = [
+        name for name in results.loops if any(_good(r, name) for r in results.rows)
+    ]
+    lines: list[list[str]] = []
+    for row in results.rows:
+        main = measures_of(row.group)[0]
+        cells = [row.title]
+        for name in names:
+            if not _good(row, name):
+                failed = name in row.cells and row.group != "calls"
+                cells.append("failed" if failed else NOTHING)
+                continue
+            text = number(row.cells[name].spread(main.of).median * scale)
+            if row.group == "calls":
+                cells.append(text)
+                continue
+            ratio = row.ratio(name, results.reference)
+            known = ratio is not None and name != results.reference
+            cells.append(
+                f"{text} ({number(ratio.median)})" if ratio and known else text
+            )
+        lines.append(cells)
+    return table(["row", *names], lines)
+
+
+def _good(row: RowResult, name: str) -> bool:
+    return name in row.cells and row.cells[name].good
+
+
+def absences(files: dict[str, Results]) -> list[str]:
+    """Who was not measured, or failed a row, with the reason."""
+    found: dict[str, list[str]] = {}
+    for kind, results in files.items():
+        for name, about in results.loops.items():
+            if "missing" in about:
+                found.setdefault(f"{name}: {about['missing']}", []).append(kind)
+        for row in results.rows:
+            for name, cell in row.cells.items():
+                if cell.failed is not None and kind != "system_calls":
+                    found.setdefault(f"{name}: {cell.failed}", []).append(row.title)
+    lines = [f"* {why} ({', '.join(where)})" for why, where in sorted(found.items())]
+    return [*(lines or ["Nobody."]), ""]
