@@ -35,6 +35,7 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int _leave(self) except -1
     cdef int _read(self) except -1
+    cdef ssize_t _receive(self, void *buf, size_t size) noexcept
     cdef int _read_data(self) except -1
     cdef int _read_buffered(self) except -1
     cdef int _read_wire(self) except -1

@@ -14,6 +14,7 @@ cdef extern from "errno.h" nogil:
         EAGAIN
         EWOULDBLOCK
         ENOMEM
+        ENOBUFS
         EBUSY
         EEXIST
         EINVAL

@@ -1,0 +1,3 @@
+class ReceivePool:
+    @property
+    def buffers(self) -> int: ...
