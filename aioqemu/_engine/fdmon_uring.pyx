@@ -705,4 +705,5 @@ cdef class FdMonUring(FdMon):
                 "sq_entries": self.ring.sq_entries,
                 "received": self.received,
                 "receive_buffers": 0 if self.pool is None else self.pool.buffers,
+                "receive_held": 0 if self.pool is None else self.pool.n_held,
                 "receive_error": -self.pool_error}
