@@ -16,6 +16,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 from support.procs import run_script
 
 from .helpers import (
@@ -47,7 +48,7 @@ def info() -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(autouse=True)
+@pytest_asyncio.fixture(autouse=True)
 async def _on_a_ring() -> Any:
     """Skip where no such request is made; at the end no buffer may be missing."""
     loop: Any = asyncio.get_running_loop()
