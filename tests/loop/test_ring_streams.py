@@ -13,7 +13,7 @@ import socket
 import ssl
 import struct
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -26,14 +26,9 @@ from .helpers import (
     connected,
     eventually,
     is_ours,
-    new_like,
-    one_pass,
     recv_all,
     socket_pair,
 )
-
-if TYPE_CHECKING:
-    import aioqemu
 
 pytestmark = pytest.mark.asyncio
 FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
@@ -497,87 +492,6 @@ async def test_the_counters_tell(tmp_path: Any) -> None:
         found = info()
         assert found["receive_error"] == 0
         assert 0 < found["receive_buffers"] <= 1024
-
-
-class Other:
-    """A loop that the test runs by itself."""
-
-    def __init__(self) -> None:
-        running = asyncio.get_running_loop()
-        self.loop: aioqemu.EventLoop = new_like(running)  # type: ignore[assignment]
-
-
-def test_a_loop_that_moves_to_another_thread_loses_nothing() -> None:
-    pytest.importorskip("aioqemu")
-    import aioqemu as package
-
-    try:
-        loop: Any = package.new_event_loop(fdmon="io_uring")
-    except OSError:
-        pytest.skip("no io_uring here")
-    mine, peer = socket_pair()
-
-    async def begin() -> tuple[Any, Any]:
-        return await loop.create_connection(Recorder, sock=mine)
-
-    async def some(word: bytes) -> None:
-        for _ in range(20):
-            peer.send(word)
-            await asyncio.sleep(0.001)
-
-    async def wait(length: int) -> None:
-        await eventually(lambda: len(protocol.data) >= length)
-
-    try:
-        transport, protocol = loop.run_until_complete(begin())
-        loop.run_until_complete(some(b"a"))
-        assert loop.stats()["fdmon_info"]["received"] > 0
-        peer.send(b"between ")
-        one_pass(loop)
-        peer.send(b"threads ")
-        thread = threading.Thread(target=loop.run_until_complete, args=[some(b"b")])
-        thread.start()
-        thread.join()
-        peer.send(b"home ")
-        loop.run_until_complete(some(b"c"))
-        loop.run_until_complete(wait(81))
-        expected = b"a" * 20 + b"between threads " + b"b" * 20 + b"home " + b"c" * 20
-        assert protocol.data == expected
-        peer.send(b"never seen")
-        transport.abort()
-        one_pass(loop)
-    finally:
-        loop.close()
-        peer.close()
-
-
-def test_a_loop_that_closes_with_requests_in_flight() -> None:
-    import aioqemu as package
-
-    try:
-        loop: Any = package.new_event_loop(fdmon="io_uring")
-    except OSError:
-        pytest.skip("no io_uring here")
-    mine, peer = socket_pair()
-
-    async def main() -> None:
-        _, protocol = await loop.create_connection(Recorder, sock=mine)
-        for _ in range(20):
-            peer.send(b"small")
-            await asyncio.sleep(0.001)
-        assert loop.stats()["fdmon_info"]["received"] > 0
-        protocol.transport.pause_reading()
-        peer.send(b"held or not")
-        await asyncio.sleep(0.001)
-
-    with pytest.warns(ResourceWarning, match="unclosed transport"):
-        loop.run_until_complete(main())
-        peer.send(b"never seen")
-        loop.close()
-        import gc
-
-        gc.collect()
-    peer.close()
 
 
 FORK = """
