@@ -110,7 +110,7 @@ cdef enum:
     RECEIVE = 2                   # in user_data, beside the node
     SMALL_IN_A_ROW = 4            # so many small messages before a request receives
     PATIENCE_MAX = 1024           # ... which is doubled each time that was wrong
-    LARGE_IN_A_ROW = 2            # so many large ones, and it was
+    FULL_IN_A_ROW = 2             # so many full buffers, and it was
     SMALL = BUFFER_SIZE // 2      # bytes
     RECALL_TRIES = 8
 
@@ -510,8 +510,13 @@ cdef class FdMonUring(FdMon):
                 self._recall(node)
             node_reap(self.st, node)
             return 0
-        if res > 0:
-            pass
+        if res == BUFFER_SIZE:
+            # Full: larger than that, or several messages.  Buffers only cost then.
+            node.full += 1
+            if node.full >= FULL_IN_A_ROW and node.ringing:
+                self._repent(node)
+        elif res > 0:
+            node.full = 0
         elif res == 0:
             node.held.end = 1
         elif res == -ENOBUFS:
@@ -536,7 +541,7 @@ cdef class FdMonUring(FdMon):
 
     cdef void _repent(self, AioHandler *node) noexcept:
         node.ringing = False
-        node.small = 0
+        node.small = node.full = 0
         node.patience = min(node.patience * 2, PATIENCE_MAX)
 
     cdef ssize_t receive(self, AioHandler *node, void *buf, size_t size) noexcept:
@@ -545,12 +550,6 @@ cdef class FdMonUring(FdMon):
             return -EAGAIN          # the parent's to deliver, and its memory
         if node.held.first:
             n = <ssize_t>self.pool.take(&node.held, <char *>buf, size)
-            if n < BUFFER_SIZE:
-                node.small = 0
-            elif node.ringing:
-                node.small -= 1
-                if node.small <= -LARGE_IN_A_ROW:
-                    self._repent(node)
             return n
         if node.held.end:
             n = node.held.end

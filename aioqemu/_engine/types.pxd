@@ -47,6 +47,7 @@ cdef struct AioHandler:
     bint recalled            # ... and was told to give it up
     uint32_t receive_pos     # its place in the ring
     int small                # small messages in a row
+    int full                 # full buffers in a row
     int patience             # ... and how many of them are asked for
     Held held
     Py_ssize_t index         # poll: place in the array
