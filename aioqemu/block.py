@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -87,11 +88,12 @@ def _transfer(
 ) -> BlockRequest:
     served, number = blockdev.service(), _number(fd)
     try:
-        # What has no places: the ring would leave the offset out and do it.
-        os.lseek(number, 0, os.SEEK_CUR)
+        mode = os.fstat(number).st_mode
     except OSError as exc:
-        if exc.errno in (errno.ESPIPE, errno.EBADF):
-            return served.fail(exc.errno)
+        return served.fail(exc.errno or errno.EBADF)
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        # They have no places: the ring would leave the offset out and do it.
+        return served.fail(errno.ESPIPE)
     return served.rw(
         op,
         number,

@@ -22,7 +22,7 @@ class Budget:
     calls: float | None = None
     names: tuple[str, ...] = ()
     at_most: bool = False
-    tolerance: float = 0.06
+    tolerance: float = 0.3
     present: float | None = None
     to: dict[str, float] = field(default_factory=dict)
     measure: str = "cpu"

@@ -1,9 +1,9 @@
 """Rows that are counted and not timed: instructions and system calls of one event.
 
-Both ends of a connection are in one process and one thread, so that the same happens in
-the same order in every run: what a clock would say of them means nothing, for half of it
-is the peer. `micro.py` runs them like the micro rows; the table of times has the same
-paths with a client of their own (`rows.py`).
+Both ends of a connection are in one process and one thread, so that the same happens
+in the same order in every run: what a clock would say of them means nothing, for half
+of it is the peer. `micro.py` runs them like the micro rows; the table of times has the
+same paths with a client of their own (`rows.py`).
 """
 
 from __future__ import annotations
@@ -130,16 +130,12 @@ def _protocol_row(
         loop.run_until_complete(main())
 
 
-def echo_protocol(
-    loop: asyncio.AbstractEventLoop, count: int, clock: Clock
-) -> None:
+def echo_protocol(loop: asyncio.AbstractEventLoop, count: int, clock: Clock) -> None:
     """A message of 1000 bytes echoed by a Protocol."""
     _protocol_row(_Echo, loop, count, clock)
 
 
-def echo_buffered(
-    loop: asyncio.AbstractEventLoop, count: int, clock: Clock
-) -> None:
+def echo_buffered(loop: asyncio.AbstractEventLoop, count: int, clock: Clock) -> None:
     """The same by a BufferedProtocol."""
     _protocol_row(_EchoBuffered, loop, count, clock)
 
@@ -178,9 +174,7 @@ def echo_streams(loop: asyncio.AbstractEventLoop, count: int, clock: Clock) -> N
     _streams_row(asyncio, loop, count, clock)
 
 
-def echo_own_streams(
-    loop: asyncio.AbstractEventLoop, count: int, clock: Clock
-) -> None:
+def echo_own_streams(loop: asyncio.AbstractEventLoop, count: int, clock: Clock) -> None:
     """The same with the streams that come with the loop."""
     _streams_row(own_streams(loop), loop, count, clock)
 
@@ -235,10 +229,8 @@ def udp_burst(loop: asyncio.AbstractEventLoop, count: int, clock: Clock) -> None
         loop.run_until_complete(main())
 
 
-def threadsafe_busy(
-    loop: asyncio.AbstractEventLoop, count: int, clock: Clock
-) -> None:
-    """Another thread posts callbacks to a loop that has something to do all the time."""
+def threadsafe_busy(loop: asyncio.AbstractEventLoop, count: int, clock: Clock) -> None:
+    """Another thread posts callbacks to a loop that always has something to do."""
     done = False
 
     def last() -> None:

@@ -4,8 +4,8 @@
     python benchmarks/system_calls.py --loops asyncio,uvloop,aioqemu-epoll
     python benchmarks/system_calls.py --rows 'tcp-*,sleep_0' --by-name
 
-A row runs with two counts of events, and the difference of what was called is divided by
-the difference of the counts: what a start costs is not in it. Only calls between two
+A row runs with two counts of events, and the difference of what was called is divided
+by the difference of the counts: what a start costs is not in it. Only calls between two
 marks are looked at (`clock.py`), those of all threads. Of the rows with a server the
 traced process is the server alone; the client is this one. What a child does before it
 becomes its program is counted by itself, what the program does is not.
@@ -263,8 +263,13 @@ def _disk(row: Counted, loop: str, folder: Path) -> dict[str, float]:
     runs: list[Counter[str]] = []
     for count in row.counts:
         options = {
-            **{"file": str(image), "direct": kind == "direct", "write": False},
-            **{"size": 4096, "depth": row.depth, "count": count, "marks": True},
+            "file": str(image),
+            "direct": kind == "direct",
+            "write": False,
+            "size": 4096,
+            "depth": row.depth,
+            "count": count,
+            "marks": True,
         }
         who = "aioqemu:null" if kind == "null" else "aioqemu:auto"
         words = python("disk_peers.py", who, json.dumps(options))

@@ -326,15 +326,9 @@ class BlockDevice(DeviceCore):
             return self._refuse(problem)
         copying = steps.copy(self, offset, target, target_offset, n)
         mine = target._range(target_offset, n)
-        if target is self:
-            return self._compound(copying, mine, kind=Kind.RET_COUNT, wanted=n)
-        # Both devices have it in flight.  Always the same one first: a copy each way
-        # would else wait for the other's place.
-        if id(self) < id(target):
-            todo = steps.inside(lambda: target._compound(copying, mine))
-            return self._compound(todo, None, kind=Kind.RET_COUNT, wanted=n)
-        todo = steps.inside(lambda: self._compound(copying, None))
-        return target._compound(todo, mine, kind=Kind.RET_COUNT, wanted=n)
+        if target is not self:
+            copying = steps.on_both(self, target, copying)
+        return target._compound(copying, mine, kind=Kind.RET_COUNT, wanted=n)
 
 
 class NullDevice(BlockDevice):

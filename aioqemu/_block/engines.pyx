@@ -187,6 +187,9 @@ cdef class Engines(Launcher):
                     return 0
             except Exception as exc:
                 self.ctx.report("Exception in a fault rule", exc, {"request": req})
+                if req.timer is not None:
+                    req.timer.delete()
+                    req.timer = None
                 verdict = -EIO
             if verdict is not None:
                 return self.end_soon(req, verdict)

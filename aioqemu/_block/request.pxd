@@ -50,12 +50,15 @@ cdef class Gate:
     cdef readonly Py_ssize_t quiesced    # drained sections that are open
     cdef object waiting                  # OrderedDict whose keys are requests
     cdef Py_ssize_t queued               # its length
-    cdef list watchers                   # called without arguments when active is 0
+    cdef Py_ssize_t idle                 # of the active: those that wait for another device
+    cdef list watchers                   # called without arguments when nothing is busy
+    cdef list resumers                   # ... when the last drained section ends
     # Let it through (True: launch it), or have it wait.
     cdef bint enter(self, BlockRequest req) except -1
     # A request that waits is not to come: whether it did wait.
     cdef bint forget(self, BlockRequest req) except -1
     cdef int leave(self) except -1
+    cdef int _tell(self) except -1
     cdef int release(self) except -1
 
 cdef class Launcher(Service):

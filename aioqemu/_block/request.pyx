@@ -101,6 +101,7 @@ cdef class Gate:
         self.limit = limit
         self.waiting = collections.OrderedDict()
         self.watchers = []
+        self.resumers = []
 
     @property
     def n_waiting(self):
@@ -113,15 +114,47 @@ cdef class Gate:
 
     def resume(self):
         """Undo one `quiesce`; what has waited starts, in order."""
+        cdef list resumers
         self.quiesced -= 1
         self.release()
+        if not self.quiesced and self.resumers:
+            resumers = self.resumers
+            self.resumers = []
+            for callback in resumers:
+                callback()
+
+    @property
+    def busy(self):
+        """How many are with the engines, or soon will be."""
+        return self.active - self.idle
 
     def watch(self, callback):
-        """Have `callback()` called, once, when nothing is active; at once if so."""
-        if self.active == 0:
+        """Have `callback()` called, once, when nothing is busy; at once if so."""
+        if self.active == self.idle:
             callback()
         else:
             self.watchers.append(callback)
+
+    def watch_resume(self, callback):
+        """Have `callback()` called, once, when the last drained section ends."""
+        self.resumers.append(callback)
+
+    def rest(self):
+        """One of the active waits for another device: it touches nothing here."""
+        self.idle += 1
+        self._tell()
+
+    def go_on(self):
+        """Undo one `rest`."""
+        self.idle -= 1
+
+    def hold(self):
+        """Count in what another device has let through, beyond the limit."""
+        self.active += 1
+
+    def let_go(self):
+        """Undo one `hold`."""
+        self.leave()
 
     cdef bint enter(self, BlockRequest req) except -1:
         if self.quiesced or self.active >= self.limit or self.queued:
@@ -157,11 +190,16 @@ cdef class Gate:
         return 0
 
     cdef int leave(self) except -1:
-        cdef list watchers
         self.active -= 1
         if self.queued:
             self.release()
-        if self.active == 0 and self.watchers:
+        if self.watchers:
+            self._tell()
+        return 0
+
+    cdef int _tell(self) except -1:
+        cdef list watchers
+        if self.active == self.idle and self.watchers:
             watchers = self.watchers
             self.watchers = []
             for callback in watchers:
@@ -340,7 +378,10 @@ cdef class BlockRequest(BlockDriverAIOCB):
         self._make_room(n)
         iov = <iovec *>(self.views + n)
         for i in range(n):
-            PyObject_GetBuffer(buffers[i], &self.views[i], how)
+            try:
+                PyObject_GetBuffer(buffers[i], &self.views[i], how)
+            except (BufferError, TypeError, ValueError) as exc:
+                raise type(exc)(f"buffer {i} of {n}: {exc}") from exc
             self.n_views = i + 1
             iov[i].iov_base = self.views[i].buf
             iov[i].iov_len = <size_t>self.views[i].len

@@ -8,6 +8,7 @@ counts the whole, and leave taking turns to ranges.py.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 import struct
@@ -177,10 +178,31 @@ def map_extents(
     return 0
 
 
-def inside(make: Callable[[], BlockRequest]) -> Steps:
-    """One request inside another, made when that has begun."""
-    ret = yield make()
-    return min(ret, 0)
+def on_both(blk: BlockDevice, target: BlockDevice, todo: Steps) -> Steps:
+    """What the target has let through, in flight on the source as well.
+
+    It waits for the end of drained sections of either, and hinders none meanwhile.
+    """
+    source, sink = blk._gate, target._gate
+    served = target._service
+    while source.quiesced or sink.quiesced:
+        waiter = served.parked()
+        drained = source if source.quiesced else sink
+        drained.watch_resume(functools.partial(served.unpark, waiter))
+        sink.rest()
+        try:
+            ret = yield waiter
+        finally:
+            sink.go_on()
+        if ret < 0:
+            return ret
+    if blk._closed or target._closed:
+        return -errno.EBADF
+    source.hold()
+    try:
+        return (yield from todo)
+    finally:
+        source.let_go()
 
 
 def _same_file(blk: BlockDevice, target: BlockDevice) -> bool:

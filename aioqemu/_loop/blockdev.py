@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import errno
 import functools
 import os
 import weakref
@@ -166,7 +167,7 @@ class _Async(_Device):
     async def _quiet(self) -> None:
         """Return when nothing is in flight, and not before, cancelled or not."""
         cancelled: asyncio.CancelledError | None = None
-        while self._gate.active:
+        while self._gate.busy:
             over = asyncio.get_running_loop().create_future()
             self._gate.watch(functools.partial(_set, over))
             try:
@@ -354,6 +355,14 @@ class Opening:
             null: BlockDevice = self._wrap(device)
             return null
         engine = pick(served, self._engine, self._direct)
+        abandoned = False
+
+        def opened(ret: int) -> int:
+            if abandoned and ret >= 0:
+                os.close(ret)
+                return -errno.ECANCELED
+            return ret
+
         request = served.control(
             Op.OPENAT,
             _AT_FDCWD,
@@ -363,13 +372,16 @@ class Opening:
             mode=0o666,
             kind=Kind.RET_INT,
             filename=self._path,
+            after=opened,
         )
         try:
             fd = await request
-        except asyncio.CancelledError:
-            # It was open already when the wish came; else the request closes it.
-            ret = None if request.cancelled() else request.ret
-            if ret is not None and ret >= 0:
+        except BaseException:
+            # Cancelled, or dropped: nobody will ever know the number.
+            ret = request.ret
+            if ret is None:
+                abandoned = True
+            elif ret >= 0 and not request.cancelled():
                 os.close(ret)
             raise
         return self._made(fd, served, engine)

@@ -99,8 +99,9 @@ cdef class Listener:
         # One more than the backlog, so that a full one is emptied in one pass.
         self.batch = min(max(backlog, 1) + 1, ACCEPT_BATCH)
         self.kind = _prepare(sock)
-        self.fd = sock.fileno()
-        self.handle = loop._add_reader(self.fd, self._accept)
+        fd = sock.fileno()
+        self.handle = loop._add_reader(fd, self._accept)    # says what is no fd
+        self.fd = fd
 
     def stop(self):
         """Accept no more."""

@@ -1,7 +1,7 @@
 """System calls of one event: what each path may cost, and what it costs today.
 
-The table is `benchmarks/budgets.toml`; the counting is done by `benchmarks/system_calls.py`
-in processes of its own, under strace. Where a budget is not met, the table has the count
+The table is `benchmarks/budgets.toml`; `benchmarks/system_calls.py` counts, in
+processes of its own, under strace. Where a budget is not met, the table has the count
 of today and the reason, and that count is what must not rise.
 """
 

@@ -277,3 +277,35 @@ def test_devices_belong_to_their_thread(image: Path) -> None:
             assert await blk.pread(8, 8) == (1).to_bytes(8, "big")
 
     aioqemu.run(main())
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_draining_both_devices_of_a_copy_that_waits(
+    run: Any, image: Path, disk: Path, first: int
+) -> None:
+    """It waits for the source; drained sections and close() of either do not hang."""
+    data = image.read_bytes()
+    target = disk / "target"
+    target.write_bytes(bytes(len(data)))
+
+    async def main() -> None:
+        a = await block.open(image)
+        b = await block.open(target, "r+")
+        one, other = (a, b) if first == 0 else (b, a)
+        async with one.drained():
+            copying = a.copy_range(0, b, 0, len(data))
+            async with other.drained():
+                await asyncio.sleep(0.01)
+                assert not copying.done()
+        assert await copying == len(data)
+        async with a.drained():
+            copying = a.copy_range(0, b, 0, len(data))
+            await b.close()
+        with pytest.raises(OSError, match="Bad file"):
+            await copying
+        async with a.drained():
+            assert a.in_flight == 0
+        await a.close()
+
+    run(main())
+    assert target.read_bytes() == data

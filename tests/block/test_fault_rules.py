@@ -53,3 +53,20 @@ def test_a_rule_that_answers_nonsense_fails_the_request(
 
     run(main())
     assert [context["message"] for context in told] == ["Exception in a fault rule"]
+
+
+def test_a_rule_that_went_bad_may_be_cancelled(run: Any, image: Path) -> None:
+    rule = Fault("read", delay=1.0)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: None)
+        async with block.faults(block.open(image), [rule]) as blk:
+            rule.delay = float("nan")
+            request = blk.pread(8, 8)
+            request.cancel()
+            with pytest.raises((OSError, asyncio.CancelledError)):
+                await request
+            assert blk.in_flight == 0
+
+    run(main())

@@ -631,3 +631,24 @@ def test_many_waiting_requests_are_cancelled_in_reasonable_time(image: Path) -> 
             assert time.process_time() - began < 0.5
 
     aioqemu.run(main())
+
+
+@pytest.mark.parametrize("engine", ["io_uring", "threads"])
+def test_an_open_whose_coroutine_is_dropped_leaves_no_fd(
+    engine: str, run: Any, image: Path
+) -> None:
+    async def main() -> None:
+        async with block.open(image, engine=engine):
+            pass
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            opening = block.open(image, engine=engine)._open()
+            opening.send(None)
+            opening.close()
+        async with block.open(image, engine=engine) as blk:
+            await blk.pread(8, 0)
+        await asyncio.sleep(0.2)
+        assert blockdev.service().in_flight == 0
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    run(main())

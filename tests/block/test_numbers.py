@@ -87,3 +87,18 @@ def test_statx_takes_what_has_a_fileno(run: Any, image: Path) -> None:
             assert (await block.statx(f)).st_size == (await block.statx(image)).st_size
 
     run(main())
+
+
+def test_which_of_several_buffers_is_wrong(run: Any, image: Path) -> None:
+    async def main() -> None:
+        async with block.open(image, "r+") as blk:
+            for wrong, kind in (
+                (b"read-only", BufferError),
+                (None, TypeError),
+                (memoryview(bytearray(8))[::2], BufferError),
+            ):
+                with pytest.raises(kind, match="buffer 1 of 3: "):
+                    block.preadv(blk.fileno(), [bytearray(1), wrong, bytearray(1)], 0)
+            assert blk.in_flight == 0
+
+    run(main())
