@@ -11,11 +11,14 @@ completion has come.  A request that was prepared but not yet submitted is turne
 no-op instead: its fd may be closed, and its number used by another file, before the next
 submission.
 
-Sockets of streams (`AioHandler.streams`) whose messages are small are not polled: one
-lasting request receives into the buffers of a ReceivePool what comes, and the node is
-ready when something has.  What large messages gain by that they lose to the copies, so
-it is what a connection sends that decides, and again when that changes.  With deferred
-task work, which this asks for, nothing is received but inside our own enters.
+Connections (`AioHandler.streams`) that are busy together and whose messages are small
+are not polled: one lasting request receives into the buffers of a ReceivePool what comes,
+and the node is ready when something has.  What large messages gain by that they lose to
+the copies, and a lone connection gains nothing, so it is the traffic that decides, and
+again when that changes.  With deferred task work, which this asks for, nothing is
+received but inside our own enters.  Some kernels let such a request sleep on when a
+hang-up comes together with data; a poll request beside it, made once, hears of hang-ups,
+and the end of the stream is left to recv(2).
 """
 
 from cython cimport final
@@ -59,6 +62,7 @@ from aioqemu._sys.libc cimport MSG_DONTWAIT
 from aioqemu._sys.libc cimport POLLERR
 from aioqemu._sys.libc cimport POLLIN
 from aioqemu._sys.libc cimport POLLNVAL
+from aioqemu._sys.libc cimport POLLRDHUP
 from aioqemu._sys.libc cimport aq_nap
 from aioqemu._sys.libc cimport aq_now_ns
 from aioqemu._sys.libc cimport close
@@ -108,6 +112,9 @@ cdef enum:
     CQ_ENTRIES = 2048
     POLL_UPDATE_EVENTS = 1 << 1   # in sqe.len of a POLL_REMOVE
     RECEIVE = 2                   # in user_data, beside the node
+    HANGUP = 4                    # likewise
+    BUSY = 4                      # so many connections ready at once are busy together
+    LONE_IN_A_ROW = 64            # so many times only one was ready, and it is alone
     SMALL_IN_A_ROW = 4            # so many small messages before a request receives
     PATIENCE_MAX = 1024           # ... which is doubled each time that was wrong
     FULL_IN_A_ROW = 2             # so many full buffers, and it was
@@ -190,6 +197,8 @@ cdef class FdMonUring(FdMon):
     cdef int pool_error        # why there is none, -errno
     cdef bint pooled           # this ring knows the pool
     cdef uint64_t received     # bytes that came by lasting requests
+    cdef int together          # connections that the last completions made ready
+    cdef int lone              # how often in a row it was but one, by such a request
 
     def __cinit__(self):
         memset(&self.ring, 0, sizeof(self.ring))
@@ -243,7 +252,7 @@ cdef class FdMonUring(FdMon):
             if node != NULL:
                 node.pending = 0
                 node.armed = 0
-                node.receiving = node.recalled = False
+                node.receiving = node.recalled = node.hangup = False
         node = self.st.zombies
         while node != NULL:
             following = node.next
@@ -261,13 +270,15 @@ cdef class FdMonUring(FdMon):
             sqe = aq_get_sqe(&self.ring)
         return sqe
 
-    cdef bint _unsubmitted(self, uint32_t place) noexcept:
-        # Between the kernel's head and our tail, counted backwards from the tail.
-        return (not self.waiting
-                and self.ring.sq_local - place <= aq_sq_pending(&self.ring))
-
     cdef aq_sqe *_own_sqe(self, uint32_t place) noexcept:
         return &self.ring.sqes[place & self.ring.sq_mask]
+
+    cdef bint _unsubmitted(self, uint32_t place, uint64_t user_data) noexcept:
+        # Between the kernel's head and our tail, counted backwards from the tail.  Places
+        # are used again, the count of them one day as well: so whose it is is looked at.
+        return (not self.waiting
+                and self.ring.sq_local - place <= aq_sq_pending(&self.ring)
+                and self._own_sqe(place).user_data == user_data)
 
     cdef void _undo(self, uint32_t place) noexcept:
         cdef aq_sqe *sqe = self._own_sqe(place)
@@ -308,7 +319,7 @@ cdef class FdMonUring(FdMon):
             return 0
         if (wanted & ~node.armed) == 0:
             return 0            # what is not wanted any more is ignored when it comes
-        if self._unsubmitted(node.sqe_pos):
+        if self._unsubmitted(node.sqe_pos, <uint64_t><uintptr_t>node):
             self._own_sqe(node.sqe_pos).op_flags = wanted
             node.armed = wanted
             return 0
@@ -336,10 +347,12 @@ cdef class FdMonUring(FdMon):
             return 0
         if node.receiving and not node.recalled:
             self._recall(node)      # if there is no room, what comes next tells
+        if node.hangup:
+            self._forget_hangup(node)
         if node.armed == 0:
             return 0
         node.armed = 0
-        if self._unsubmitted(node.sqe_pos):
+        if self._unsubmitted(node.sqe_pos, <uint64_t><uintptr_t>node):
             self._undo(node.sqe_pos)
             node.pending -= 1
             return 0
@@ -396,8 +409,10 @@ cdef class FdMonUring(FdMon):
     cdef int collect(self) noexcept:
         cdef aq_cqe cqe
         cdef AioHandler *node
+        cdef AioHandler *last = NULL    # that a lasting request has received for
         cdef CqeHandler *handler
         cdef int n = 0
+        cdef int together = 0
         if self.ring.fd < 0:
             return 0
         while aq_peek_cqe(&self.ring, &cqe):
@@ -412,7 +427,16 @@ cdef class FdMonUring(FdMon):
                 n += 1
                 continue
             if cqe.user_data & RECEIVE:
-                n += self._received(&cqe)
+                node = <AioHandler *><uintptr_t>(cqe.user_data & ~<uint64_t>RECEIVE)
+                if self._received(node, &cqe):
+                    n += 1
+                    if node != last:
+                        together += 1
+                        last = node
+                continue
+            if cqe.user_data & HANGUP:
+                self._hung_up(<AioHandler *><uintptr_t>(
+                    cqe.user_data & ~<uint64_t>HANGUP))
                 continue
             node = <AioHandler *><uintptr_t>cqe.user_data
             node.pending -= 1
@@ -429,6 +453,17 @@ cdef class FdMonUring(FdMon):
             else:
                 ready_push(self.st, node, <uint32_t>cqe.res)
                 n += 1
+                together += node.streams
+        if n:
+            self.together = together
+            if last == NULL or together > 1:
+                self.lone = 0
+            elif together == 1:
+                self.lone += 1
+                if self.lone == LONE_IN_A_ROW:
+                    self.lone = 0
+                    last.ringing = False    # told to the kernel after its dispatch
+                    last.small = 0
         return n
 
     # -- receiving by a request -----------------------------------------------------------
@@ -449,6 +484,9 @@ cdef class FdMonUring(FdMon):
         if not self.pooled and not self._make_pool():
             node.streams = node.ringing = False
             return False
+        if not node.hangup and not self._watch_hangup(node):
+            self.st.rearm_all = True
+            return True
         sqe = self._sqe()
         if sqe == NULL:
             self.st.rearm_all = True
@@ -473,9 +511,45 @@ cdef class FdMonUring(FdMon):
         self.pooled = self.pool_error == 0
         return self.pooled
 
+    cdef bint _watch_hangup(self, AioHandler *node) noexcept:
+        cdef aq_sqe *sqe = self._sqe()
+        if sqe == NULL:
+            return False
+        node.hangup_pos = self.ring.sq_local - 1
+        sqe.opcode = AQ_OP_POLL_ADD
+        sqe.fd = node.fd
+        sqe.op_flags = POLLRDHUP        # and, always, POLLHUP and POLLERR
+        sqe.user_data = <uint64_t><uintptr_t>node | HANGUP
+        node.hangup = True
+        node.pending += 1
+        return True
+
+    cdef void _forget_hangup(self, AioHandler *node) noexcept:
+        cdef uint64_t user_data = <uint64_t><uintptr_t>node | HANGUP
+        cdef aq_sqe *sqe
+        if self._unsubmitted(node.hangup_pos, user_data):
+            self._undo(node.hangup_pos)
+            node.hangup = False
+            node.pending -= 1
+            return
+        sqe = self._sqe()
+        if sqe != NULL:         # else it stays until the peer, too, has closed
+            sqe.opcode = AQ_OP_POLL_REMOVE
+            sqe.fd = -1
+            sqe.addr = user_data
+
+    cdef void _hung_up(self, AioHandler *node) noexcept:
+        node.hangup = False
+        node.pending -= 1
+        if node.deleted:
+            node_reap(self.st, node)
+            return
+        node.streams = node.ringing = False
+        self._arm(node)
+
     cdef void _recall(self, AioHandler *node) noexcept:
         cdef aq_sqe *sqe
-        if self._unsubmitted(node.receive_pos):
+        if self._unsubmitted(node.receive_pos, <uint64_t><uintptr_t>node | RECEIVE):
             self._undo(node.receive_pos)
             node.receiving = False
             node.pending -= 1
@@ -489,10 +563,8 @@ cdef class FdMonUring(FdMon):
         sqe.addr = <uint64_t><uintptr_t>node | RECEIVE
         node.recalled = True
 
-    cdef int _received(self, aq_cqe *cqe) noexcept:
-        """A completion of such a request; 1 if it makes its node ready."""
-        cdef AioHandler *node = <AioHandler *><uintptr_t>(
-            cqe.user_data & ~<uint64_t>RECEIVE)
+    cdef bint _received(self, AioHandler *node, aq_cqe *cqe) noexcept:
+        """A completion of such a request; whether it makes its node ready."""
         cdef int res = cqe.res
         cdef uint16_t bid = <uint16_t>(cqe.flags >> AQ_CQE_BUFFER_SHIFT)
         cdef bint recalled = node.recalled
@@ -509,7 +581,7 @@ cdef class FdMonUring(FdMon):
             if node.receiving and not node.recalled:
                 self._recall(node)
             node_reap(self.st, node)
-            return 0
+            return False
         if res == BUFFER_SIZE:
             # Full: larger than that, or several messages.  Buffers only cost then.
             node.full += 1
@@ -528,16 +600,16 @@ cdef class FdMonUring(FdMon):
             node.streams = node.ringing = False     # not of this kernel, or this socket
         elif res == -ECANCELED or res == -EINTR or (recalled and res == -ENOENT):
             self._arm(node)
-            return 0
+            return False
         elif res == -EBADF:
             ready_push(self.st, node, POLLNVAL)
-            return 1
+            return True
         else:
             node.held.end = res
         if not node.events & POLLIN or node.masked:
-            return 0                # held until it is wanted
+            return False            # held until it is wanted
         ready_push(self.st, node, POLLIN)
-        return 1
+        return True
 
     cdef void _repent(self, AioHandler *node) noexcept:
         node.ringing = False
@@ -550,6 +622,7 @@ cdef class FdMonUring(FdMon):
             return -EAGAIN          # the parent's to deliver, and its memory
         if node.held.first:
             n = <ssize_t>self.pool.take(&node.held, <char *>buf, size)
+            self._go_on(node)
             return n
         if node.held.end:
             n = node.held.end
@@ -562,13 +635,19 @@ cdef class FdMonUring(FdMon):
             return -errno
         if n > SMALL:
             node.small = 0
-        elif node.streams and not node.ringing:
+        elif node.streams and self.together >= BUSY and not node.ringing:
             node.small += 1
             if node.small >= node.patience and self.mirror < 0 and (
                     self.ring.setup_flags & AQ_SETUP_DEFER_TASKRUN):
                 node.ringing = True
                 node.small = 0
         return n
+
+    cdef void _go_on(self, AioHandler *node) noexcept:
+        # A node that waits for nothing by a poll request is armed again after its
+        # dispatch; one that waits to write is not, so it is looked after here.
+        if node.armed and not (node.receiving and node.ringing and node.held.first == 0):
+            self._arm(node)
 
     cdef int recall(self, AioHandler *node, Held *held) noexcept:
         cdef int _i

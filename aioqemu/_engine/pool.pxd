@@ -20,6 +20,7 @@ cdef class ReceivePool:
     cdef void *memory             # NULL while there is none
     cdef readonly int buffers     # how many there are
     cdef int n_held
+    cdef int pid                  # whose memory it is
     cdef uint16_t[POOL_MAX] following   # in a chain, as in Held
     cdef uint16_t[POOL_MAX] length      # bytes in a held one; 0: the kernel's
 

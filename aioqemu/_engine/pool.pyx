@@ -13,6 +13,7 @@ from libc.string cimport memset
 
 from aioqemu._engine.types cimport Held
 from aioqemu._sys.libc cimport ENOMEM
+from aioqemu._sys.libc cimport getpid
 from aioqemu._sys.uring cimport aq_buf
 from aioqemu._sys.uring cimport aq_buffer_add
 from aioqemu._sys.uring cimport aq_buffers_register
@@ -35,7 +36,7 @@ cdef class ReceivePool:
         memset(self.length, 0, sizeof(self.length))
 
     def __dealloc__(self):
-        self.close(False)
+        self.close(self.pid != getpid())
 
     cdef aq_buf *_ring(self) noexcept:
         return <aq_buf *>self.memory
@@ -52,6 +53,7 @@ cdef class ReceivePool:
             if self.memory == NULL:
                 return -ENOMEM
             self.buffers = POOL_FIRST
+            self.pid = getpid()
         err = aq_buffers_register(ring, self._ring(), POOL_MAX)
         if err < 0:
             return err

@@ -40,12 +40,14 @@ cdef struct AioHandler:
     uint32_t revents         # POLL* reported, not yet dispatched
     uint32_t armed           # POLL* that the kernel watches; backend's own
     uint32_t sqe_pos         # io_uring: place of the last request in the ring
-    # A stream socket on io_uring may be received from by one lasting request.
+    # A TCP connection on io_uring may be received from by one lasting request.
     bint streams             # it may: set by its transport
     bint ringing             # ... and that is wanted now
     bint receiving           # the kernel has the request
     bint recalled            # ... and was told to give it up
-    uint32_t receive_pos     # its place in the ring
+    bint hangup              # ... and a poll request that tells of hang-ups
+    uint32_t receive_pos     # their places in the ring
+    uint32_t hangup_pos
     int small                # small messages in a row
     int full                 # full buffers in a row
     int patience             # ... and how many of them are asked for

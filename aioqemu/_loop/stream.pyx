@@ -98,11 +98,12 @@ cdef int _flush(void *opaque) except -1:
 
 
 cdef StreamTransport new_stream(LoopCore loop, object sock, int fd, tuple kind, object protocol,
-                                object waiter, dict info, object server):
+                                object waiter, dict info, object server,
+                                bint tcp):
     cdef StreamTransport t = StreamTransport.__new__(StreamTransport)
     t.io_read = _on_readable
     t.io_write = _on_writable
-    t.streams = True
+    t.streams = tcp
     if server is not None:
         if isinstance(server, ServerClients):
             (<ServerClients>server).attach(t)
@@ -130,11 +131,13 @@ def make_stream_transport(LoopCore loop not None, sock, protocol, waiter=None, *
 
     `connection_made` is called in the next pass; then `waiter`, if given, is resolved.
     """
+    cdef bint tcp
     loop._ensure_fd_no_transport(sock)
-    if is_tcp(sock):
+    tcp = is_tcp(sock)
+    if tcp:
         sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     return new_stream(loop, sock, sock.fileno(), None, protocol, waiter,
-                      dict(extra) if extra else {}, server)
+                      dict(extra) if extra else {}, server, tcp)
 
 
 cdef bint _server_takes_transport = sys.version_info >= (3, 13)
