@@ -300,7 +300,8 @@ cdef class FdMonUring(FdMon):
         cdef aq_sqe *sqe
         if self.ring.fd < 0 or self.forks != forks:
             return 0            # start() arms everything
-        if node.streams and self._arm_receive(node, wanted):
+        if (node.ringing or node.receiving or node.held.first or node.held.end) and (
+                self._arm_receive(node, wanted)):
             wanted &= ~<uint32_t>POLLIN
         if node.armed == 0:
             if wanted == 0 or node.queued:
@@ -475,7 +476,9 @@ cdef class FdMonUring(FdMon):
         if held and wanted & POLLIN:
             ready_push(self.st, node, POLLIN)
         if node.receiving:
-            if (not node.ringing or not wanted & POLLIN) and not node.recalled:
+            if node.ringing and not wanted & POLLIN:
+                self._repent(node)      # who pauses often had better not begin
+            if not node.ringing and not node.recalled:
                 self._recall(node)
             if node.receiving:
                 return True         # polled, if that is wanted, when it has ended
@@ -623,7 +626,7 @@ cdef class FdMonUring(FdMon):
         if node.held.first:
             n = <ssize_t>self.pool.take(&node.held, <char *>buf, size)
             self._go_on(node)
-            return n
+            return n if n else -EAGAIN
         if node.held.end:
             n = node.held.end
             node.held.end = 0

@@ -29,12 +29,17 @@ def loop(any_loop: asyncio.AbstractEventLoop) -> Iterator[Any]:
 
 def test_a_loop_that_moves_to_another_thread_loses_nothing(loop: Any) -> None:
     mine, peer = socket_pair()
+    others = [socket_pair() for _ in range(4)]
 
     async def begin() -> tuple[Any, Any]:
+        for other, _ in others:
+            await loop.create_connection(Recorder, sock=other)
         return await loop.create_connection(Recorder, sock=mine)
 
     async def some(word: bytes) -> None:
         for _ in range(20):
+            for _, other in others:
+                other.send(word)
             peer.send(word)
             await asyncio.sleep(0.001)
 
@@ -58,17 +63,25 @@ def test_a_loop_that_moves_to_another_thread_loses_nothing(loop: Any) -> None:
         assert protocol.data == expected
         peer.send(b"never seen")
         transport.abort()
+        for _, other in others:
+            other.close()
         one_pass(loop)
+        loop.run_until_complete(asyncio.sleep(0.01))
     finally:
         peer.close()
 
 
 def test_a_loop_that_closes_with_requests_in_flight(loop: Any) -> None:
     mine, peer = socket_pair()
+    others = [socket_pair() for _ in range(4)]
 
     async def main() -> None:
         _, protocol = await loop.create_connection(Recorder, sock=mine)
+        for other, _ in others:
+            await loop.create_connection(Recorder, sock=other)
         for _ in range(20):
+            for _, other in others:
+                other.send(b"small")
             peer.send(b"small")
             await asyncio.sleep(0.001)
         assert loop.stats()["fdmon_info"]["received"] > 0
@@ -81,4 +94,5 @@ def test_a_loop_that_closes_with_requests_in_flight(loop: Any) -> None:
         peer.send(b"never seen")
         loop.close()
         gc.collect()
-    peer.close()
+    for _, other in (*others, (None, peer)):
+        other.close()
