@@ -89,10 +89,13 @@ def test_a_loop_that_closes_with_requests_in_flight(loop: Any) -> None:
         peer.send(b"held or not")
         await asyncio.sleep(0.001)
 
-    with pytest.warns(ResourceWarning, match="unclosed transport"):
+    def end() -> None:
         loop.run_until_complete(main())
         peer.send(b"never seen")
         loop.close()
         gc.collect()
+
+    with pytest.warns(ResourceWarning, match="unclosed transport"):
+        end()
     for _, other in (*others, (None, peer)):
         other.close()
