@@ -306,9 +306,9 @@ def test_memory_is_given_back_to_the_allocator_that_it_came_from(fdmon: str) -> 
         ctx = aioqemu.AioContext(fdmon=sys.argv[1])
         reading, writing = os.pipe()
         for _ in range(3):
-            ctx.set_fd_handler(reading, print)
+            ctx.set_fd_handler(reading, print, None)
             ctx.poll(False)
-            ctx.set_fd_handler(reading)
+            ctx.set_fd_handler(reading, None, None)
             ctx.poll(False)
         os.close(reading)
         os.close(writing)
