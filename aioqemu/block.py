@@ -99,7 +99,7 @@ def _transfer(
         number,
         what,
         offset,
-        flags,
+        index(flags),
         _engine(served),
         kind=kind,
         now=now and _may_read_now(number),
@@ -155,7 +155,7 @@ def fallocate(fd: Any, mode: int, offset: int, length: int) -> BlockRequest:
         _engine(served),
         offset=offset,
         length=length,
-        flags=mode,
+        flags=index(mode),
     )
 
 
@@ -235,8 +235,8 @@ def statx(
         _engine(served),
         path=name,
         out=out,
-        flags=mask,
-        mode=flags,
+        flags=index(mask),
+        mode=index(flags),
         kind=Kind.RET_VALUE,
         value=lambda _: _parse_statx(out),
         filename=None if opened else path,
@@ -253,8 +253,8 @@ def openat(
         _AT_FDCWD if dir_fd is None else dir_fd,
         _engine(served),
         path=os.fsencode(path),
-        flags=flags | os.O_CLOEXEC,
-        mode=mode,
+        flags=index(flags) | os.O_CLOEXEC,
+        mode=index(mode),
         kind=Kind.RET_INT,
         filename=path,
     )
@@ -315,20 +315,25 @@ def null(
     size: int = blockdev.NULL_SIZE,
     latency: float = 0.0,
     *,
+    read_zeroes: bool = False,
     max_in_flight: int = 128,
     context: AioContext | None = None,
 ) -> NullDevice:
-    """A device that reads zeroes and forgets what is written.
+    """A device that forgets what is written (QEMU's `null-co`).
 
     Args:
         size: in bytes.
         latency: seconds that each request takes.
+        read_zeroes: whether reads fill the buffers they are given with zeroes; these
+            are left as they are otherwise, so that nothing but the framework is
+            measured.  What `pread` makes is always zeroes.
         max_in_flight: as for `open`.
         context: as for `open`.
     """
     if size < 0 or latency < 0:
         raise ValueError("size and latency must not be negative")
-    return NullDevice(blockdev.service(context), size, latency, max_in_flight)
+    served = blockdev.service(context)
+    return NullDevice(served, size, latency, max_in_flight, read_zeroes=read_zeroes)
 
 
 def faults(inner: Any, rules: Iterable[Fault]) -> Any:

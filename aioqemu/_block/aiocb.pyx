@@ -33,6 +33,7 @@ from aioqemu._sys.iterators cimport PYGEN_NEXT
 from aioqemu._sys.iterators cimport PYGEN_RETURN
 from aioqemu._sys.iterators cimport aq_set_next
 from aioqemu._sys.iterators cimport aq_stop_iteration
+from aioqemu._sys.iterators cimport aq_stop_with_int
 from aioqemu._sys.iterators cimport iternextfunc
 from aioqemu._sys.iterators cimport sendfunc
 from aioqemu._sys.libc cimport ECANCELED
@@ -44,6 +45,7 @@ cdef extern from "Python.h":
     void Py_INCREF(PyObject *o)
     void Py_DECREF(PyObject *o)
     bint PyCFunction_CheckExact(object o)
+    bint PyLong_CheckExact(object o)
     ctypedef void *PyCFunction
     PyCFunction PyCFunction_GET_FUNCTION(object o)
 
@@ -338,7 +340,10 @@ cdef PyObject *_waiting_next(PyObject *op) except? NULL:
     cdef PyObject *found = NULL
     if _waiting_step(op, &found) == 0:
         return found
-    aq_stop_iteration(<object>found)
+    if PyLong_CheckExact(<object>found):
+        aq_stop_with_int(<object>found)
+    else:
+        aq_stop_iteration(<object>found)
     Py_DECREF(found)
     return NULL
 

@@ -332,7 +332,7 @@ class BlockDevice(DeviceCore):
 
 
 class NullDevice(BlockDevice):
-    """Reads zeroes, forgets what is written, and measures the framework (`null-co`)."""
+    """Forgets what is written, and measures the framework (`null-co`)."""
 
     def __init__(
         self,
@@ -340,7 +340,9 @@ class NullDevice(BlockDevice):
         size: int,
         latency: float,
         max_in_flight: int,
+        *,
         read_only: bool = False,
+        read_zeroes: bool = False,
     ) -> None:
         super().__init__(
             service,
@@ -351,6 +353,7 @@ class NullDevice(BlockDevice):
             read_only=read_only,
             max_in_flight=max_in_flight,
         )
+        self._reads_zeroes = read_zeroes
         if latency:
             self._hook = lambda _: float(latency)
 

@@ -25,6 +25,7 @@ cdef class DeviceCore:
     cdef readonly int _engine
     cdef public int _fd
     cdef public bint _closed
+    cdef public bint _reads_zeroes   # the null device: what is read is filled with them
     cdef public object _hook         # asked before each submission, or None
     # A request with its memory; `n` counts for bytes alone.
     cdef BlockRequest prepare(self, int op, object buffers, int64_t n, int flags, int kind,

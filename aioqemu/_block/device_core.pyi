@@ -14,6 +14,7 @@ class DeviceCore:
     length: int
     _fd: int
     _closed: bool
+    _reads_zeroes: bool
     _hook: Callable[[BlockRequest], object] | None
     def __init__(
         self,

@@ -153,8 +153,11 @@ cdef class DeviceCore:
                               object cb, object opaque, object after, bint gated):
         cdef BlockService service = self._served()
         cdef BlockRequest req = service.new(self, cb, opaque, op, self._fd)
+        req.zeroes = True
         if gated:
             req.gate = self._gate
+            # Memory of our own never shows what it held before.
+            req.zeroes = self._reads_zeroes or kind == RET_BYTES
             if self._hook is not None:
                 service.hook_too(req, self._hook)
         req.kind = <unsigned char>kind

@@ -176,6 +176,12 @@ cdef class Engines(Launcher):
             return self.end_soon(req, -ECANCELED)
         if req.steps is not None:
             return self.advance(req, None)
+        if req.mem_align:
+            # Not before its turn: what waits takes no memory.
+            try:
+                req.align_memory()
+            except MemoryError:
+                return self.end_soon(req, -ENOMEM)
         if req.hook is not None:
             try:
                 verdict = req.hook(req)
@@ -242,7 +248,7 @@ cdef class Engines(Launcher):
             return self.end_soon(req, job.cqe.res)
         if engine == NULL_DEVICE:
             self.counts[<int>NULL_DEVICE] += 1
-            if job.op == OP_READ:
+            if job.op == OP_READ and req.zeroes:
                 req.zero_memory()
             return self.end_soon(req, job_size(job))
         if engine == URING and self.ring is not None and ring_can(job.op):

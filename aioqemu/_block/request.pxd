@@ -85,10 +85,12 @@ cdef class BlockRequest(BlockDriverAIOCB):
     cdef unsigned char entered       # counted by the gate
     cdef unsigned char full          # a transfer that ends early goes on
     cdef unsigned char kernel_has    # cancelled, and the kernel has not been told yet
+    cdef unsigned char zeroes        # the null device fills what it reads with zeroes
     cdef unsigned char engine
     cdef unsigned char kind          # what result() gives
     cdef unsigned short retries
     cdef int64_t align               # of the file, 1 if it does not matter
+    cdef int64_t mem_align           # of memory that is still to be looked at, or 0
     cdef int64_t moved
     cdef int64_t total               # what the kernel is asked for
     cdef int64_t head                # bytes of it before what the user wants
@@ -112,9 +114,9 @@ cdef class BlockRequest(BlockDriverAIOCB):
     cdef int take_bytes(self, Py_ssize_t n) except -1
     cdef int take_buffer(self, object buffer, bint writable) except -1
     cdef int take_buffers(self, object buffers, bint writable) except -1
-    # Use aligned memory of our own where the caller's does not do.
     cdef int _make_room(self, Py_ssize_t n) except -1
-    cdef int align_memory(self, int64_t mem_align) except -1
+    # Use aligned memory of our own where the caller's does not do; MemoryError.
+    cdef int align_memory(self) except -1
     cdef int _bounce(self, Py_ssize_t mem_align) except -1
     cdef void zero_memory(self) noexcept
     cdef void drop_memory(self) noexcept

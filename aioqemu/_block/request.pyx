@@ -391,9 +391,11 @@ cdef class BlockRequest(BlockDriverAIOCB):
         self.wanted = self.total
         return 0
 
-    cdef int align_memory(self, int64_t mem_align) except -1:
+    cdef int align_memory(self) except -1:
+        cdef int64_t mem_align = self.mem_align
         cdef int i
         cdef bint good = True
+        self.mem_align = 0
         if self.job.op == OP_READ:
             good = self.job.offset % self.align == 0 and self.total % self.align == 0
         for i in range(self.job.niov):
@@ -715,6 +717,7 @@ cdef void _blank(PyObject *op) noexcept:
     (<BlockRequest>op).entered = 0
     (<BlockRequest>op).full = 0
     (<BlockRequest>op).kernel_has = 0
+    (<BlockRequest>op).zeroes = 0
     (<BlockRequest>op).engine = 0
     (<BlockRequest>op).kind = 0
     (<BlockRequest>op).retries = 0
@@ -724,6 +727,7 @@ cdef void _blank(PyObject *op) noexcept:
     (<BlockRequest>op).wanted = 0
     (<BlockRequest>op).behind = NULL
     (<BlockRequest>op).align = 1
+    (<BlockRequest>op).mem_align = 0
     memset(&(<BlockRequest>op).job, 0, sizeof(AioJob))
 
 

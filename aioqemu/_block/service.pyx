@@ -161,12 +161,15 @@ cdef class BlockService(Engines):
                 req, EINVAL, f"{req.total} bytes at {offset} are beyond all files")
         req.job.offset = offset
         if req.align > 1 or mem_align > 1:
-            req.align_memory(mem_align)
+            req.mem_align = mem_align
+        if req.job.niov == 0 and not req.full:
+            req.job.iov = &req.job.one       # no bytes: the kernel still looks at the file
+            req.job.niov = 1
         if req.job.niov == 0 or req.total == 0 and req.full:
             req.job.op = OP_FAIL     # nothing to do: succeeds
             req.job.cqe.res = 0
         elif now and req.total <= self.budget and req.job.op == OP_READ and (
-                req.cb is None and req.hook is None and req.bounce == NULL and (
+                req.cb is None and req.hook is None and not req.mem_align and (
                     req.gate is None or not req.gate.quiesced)):
             if self._read_now(req):
                 return 0

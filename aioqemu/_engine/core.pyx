@@ -30,6 +30,7 @@ from aioqemu._engine.notifier cimport notifier_clear
 from aioqemu._engine.notifier cimport notifier_init
 from aioqemu._engine.notifier cimport notifier_set
 from aioqemu._engine.timers cimport TimerHeap
+from aioqemu._engine.types cimport AIO_EDGE
 from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
 from aioqemu._engine.types cimport AIO_OWNER_INTERNAL
 from aioqemu._engine.types cimport AIO_OWNER_LOOP
@@ -112,7 +113,8 @@ cdef int _watchable(int fd) except -1:
 
 
 cdef int _notifier_read(void *opaque) except -1:
-    notifier_clear((<AioCore>opaque).notifier[0])
+    if not (<AioCore>opaque).notifier_node.events & AIO_EDGE:
+        notifier_clear((<AioCore>opaque).notifier[0])
     return 0
 
 
@@ -153,6 +155,7 @@ cdef class AioCore:
         PyMem_RawFree(self.st.table)
 
     cdef int open_core(self, object fdmon) except -1:
+        cdef uint32_t events = POLLIN
         cdef int err
         self.timers = TimerHeap.__new__(TimerHeap)
         self.owners = {}
@@ -163,8 +166,10 @@ cdef class AioCore:
             self.mon.close(False)
             raise OSError(-err, "cannot create an event notifier")
         self.closed = False
+        if self.mon.edges and self.notifier[0] == self.notifier[1]:
+            events |= AIO_EDGE      # an eventfd, not a pipe, which would fill up
         self.notifier_node = self.watch(
-            self.notifier[0], AIO_OWNER_INTERNAL, POLLIN, _notifier_read, NULL, None)
+            self.notifier[0], AIO_OWNER_INTERNAL, events, _notifier_read, NULL, None)
         # The node's pointer to the context is not a reference: it would be a cycle.
         self.notifier_node.opaque = <void *>self
         self.wake()     # as a registration does

@@ -21,6 +21,9 @@ cdef class FdMon:
     # Reports an fd once and watches it again only after its dispatch (io_uring), and
     # has_work() sees from memory alone whether there is anything to collect.
     cdef bint one_shot
+    # Tells each write to an eventfd once if AIO_EDGE is among the node's events, so that
+    # nobody has to read it.
+    cdef bint edges
     cdef readonly uint64_t submits   # requests handed to a ring
     cdef Py_ssize_t requests         # CqeHandlers whose completion has not come
     # For outer_fd; each -1 until it is needed.

@@ -1,4 +1,4 @@
-"""FdMon over epoll(7), level-triggered.
+"""FdMon over epoll(7), level-triggered but for AIO_EDGE.
 
 Knows only nodes.  What epoll really keys on is the open file, not the fd number: an fd
 that was closed leaves the set only when no duplicate of it is open anywhere (a forked
@@ -49,6 +49,7 @@ cdef class FdMonEpoll(FdMon):
 
     def __cinit__(self):
         self.name = "epoll"
+        self.edges = True        # AIO_EDGE is epoll's own bit
         self.reported = 0
         self.epfd = epoll_create1(EPOLL_CLOEXEC)
         if self.epfd < 0:

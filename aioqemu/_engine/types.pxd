@@ -27,6 +27,9 @@ cdef struct Held:
     uint32_t taken           # bytes of the first that are gone already
     int end                  # after them: 0 nothing, 1 end of file, or -errno
 
+cdef enum AioEvents:
+    AIO_EDGE = 0x80000000u   # beside POLL*: tell what happens, not what is (FdMon.edges)
+
 cdef struct AioHandler:
     int fd
     uint32_t generation      # tells a node from an earlier one of the same fd number
@@ -36,7 +39,7 @@ cdef struct AioHandler:
     bint queued              # linked into a ready queue
     int walking              # dispatches of this node that are on the stack
     int pending              # requests of this node that the kernel still holds
-    uint32_t events          # POLL* wanted
+    uint32_t events          # POLL* wanted, AIO_EDGE
     uint32_t revents         # POLL* reported, not yet dispatched
     uint32_t armed           # POLL* that the kernel watches; backend's own
     uint32_t sqe_pos         # io_uring: place of the last request in the ring

@@ -164,6 +164,17 @@ class _Async(_Device):
     def __await__(self) -> Generator[Any, None, Self]:
         return self.__aenter__().__await__()
 
+    def _check_loop(self) -> None:
+        """Raise RuntimeError where nothing that is in flight could end meanwhile."""
+        self._service.check_home()
+        driver = getattr(self._service.context, "loop", None)
+        if driver is None or driver is asyncio.get_running_loop():
+            return
+        if self._gate.busy:
+            raise RuntimeError(
+                "the device has requests in flight, which another event loop drives"
+            )
+
     async def _quiet(self) -> None:
         """Return when nothing is in flight, and not before, cancelled or not."""
         cancelled: asyncio.CancelledError | None = None
@@ -184,9 +195,10 @@ class _Async(_Device):
         Nothing is flushed: `await blk.flush()` before if the data matters.
 
         Raises:
-            RuntimeError: called in another thread than the context's.
+            RuntimeError: called in another thread than the context's, or on another
+                loop while requests are in flight.
         """
-        self._service.check_home()
+        self._check_loop()
         if self._closed:
             return
         self._closed = True
@@ -207,9 +219,9 @@ class _Async(_Device):
         must not be awaited inside.
 
         Raises:
-            RuntimeError: called in another thread than the context's.
+            RuntimeError: as `close`.
         """
-        self._service.check_home()
+        self._check_loop()
         self._gate.quiesce()
         try:
             await self._quiet()
@@ -350,7 +362,7 @@ class Opening:
                 NULL_SIZE,
                 0.0,
                 self._max_in_flight,
-                not self._writable,
+                read_only=not self._writable,
             )
             null: BlockDevice = self._wrap(device)
             return null

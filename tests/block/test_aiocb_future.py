@@ -366,6 +366,43 @@ def test_it_is_no_coroutine_and_iterates_like_a_future(
     run(main())
 
 
+def test_what_ends_an_await_belongs_to_who_caught_it(run: Run, driver: Driver) -> None:
+    def ended(ret: int) -> StopIteration:
+        acb = driver.hang()
+        acb.complete(ret)
+        try:
+            next(acb.__await__())
+        except StopIteration as stop:
+            return stop.with_traceback(None)
+        raise AssertionError("it was not over")
+
+    async def main() -> None:
+        first, second = ended(1), ended(2)
+        acb = driver.hang()
+        acb.complete(3)
+        assert await acb == 3
+        assert [(e.value, e.args) for e in (first, second)] == [(1, (1,)), (2, (2,))]
+        # However the last one was left behind, the next await is right.
+        for spoil in (
+            lambda e: setattr(e, "args", ()),
+            lambda e: setattr(e, "args", ("text",)),
+            lambda e: setattr(e, "value", "text"),
+            lambda e: delattr(e, "value"),
+            lambda e: setattr(e, "__cause__", ValueError()),
+            lambda e: setattr(e, "own", 1),
+        ):
+            spoil(ended(4))
+            last = ended(5)
+            assert (last.value, last.args, last.__cause__) == (5, (5,), None)
+            assert not vars(last)
+            del last
+            acb = driver.hang()
+            acb.complete(6)
+            assert await acb == 6
+
+    run(main())
+
+
 # -- cancelling -----------------------------------------------------------------------
 
 

@@ -263,8 +263,16 @@ def test_batch_and_null(run: Any) -> None:
             assert await asyncio.gather(*requests) == [bytes(512)] * 10
             assert await blk.pwrite(b"xyz", 0) == 3
             assert await blk.pread(3, 0) == bytes(3)
+            kept = bytearray(b"kept")
+            assert await blk.pread_into(kept, 0) == 4
+            assert kept == b"kept"
             with pytest.raises(OSError, match="beyond"):
                 await blk.pread(1, blk.length)
+        async with block.null(1024, read_zeroes=True) as blk:
+            filled = [bytearray(b"some"), bytearray(b"more")]
+            assert await blk.preadv(filled, 8) == 8
+            assert filled == [bytearray(4)] * 2
+            assert await blk.copy_range(0, blk, 512, 512) == 512
 
     run(main())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import os
@@ -277,6 +278,32 @@ def test_devices_belong_to_their_thread(image: Path) -> None:
             assert await blk.pread(8, 8) == (1).to_bytes(8, "big")
 
     aioqemu.run(main())
+
+
+def test_another_loop_cannot_wait_for_what_is_in_flight(fdmon: str) -> None:
+    """It would wait for ever: nobody runs the context that ends the requests."""
+
+    async def start() -> Any:
+        return blk.pread(4, 0)
+
+    async def close() -> None:
+        await blk.close()
+
+    async def drain() -> None:
+        async with blk.drained():
+            pass
+
+    with contextlib.closing(aioqemu.new_event_loop(fdmon=fdmon)) as loop:
+        blk = block.null(latency=0.001, context=loop.context)
+        request = loop.run_until_complete(start())
+        for wait in (close, drain):
+            with pytest.raises(RuntimeError, match="another event loop"):
+                asyncio.run(wait())
+        assert not blk.closed
+        assert loop.run_until_complete(request) == bytes(4)
+        asyncio.run(drain())
+        asyncio.run(close())
+        assert blk.closed
 
 
 @pytest.mark.parametrize("first", [0, 1])

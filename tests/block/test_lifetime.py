@@ -379,6 +379,49 @@ def test_ten_thousand_in_flight_are_small(fdmon: str) -> None:
     assert int(out) < 1024
 
 
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""),
+    reason="the sanitizer keeps what was freed",
+)
+@pytest.mark.parametrize("direct", ["direct"], indirect=True)
+def test_what_waits_for_its_turn_takes_no_memory(
+    fdmon: str, image: Path, engine: str, direct: bool
+) -> None:
+    """Aligned memory to bounce through is taken when the engine gets the request."""
+    out = run_script(
+        """
+        import asyncio, sys, aioqemu, os
+        from aioqemu import block
+
+        def rss():
+            with open("/proc/self/statm") as f:
+                return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+        async def main():
+            path, engine = sys.argv[2:]
+            async with block.open(
+                path, "r+", direct=True, engine=engine, max_in_flight=4
+            ) as blk:
+                data = memoryview(bytes(1 << 20) + b"x")[1:]     # aligned nowhere
+                before = rss()
+                async with blk.drained():
+                    requests = [blk.pwrite(data, 0) for _ in range(100)]
+                    grown = rss() - before
+                assert await asyncio.gather(*requests) == [1 << 20] * 100
+                assert await blk.pread(2, (1 << 20) - 2) == bytes(1) + b"x"
+                print(grown >> 20, rss() - before >> 20)
+
+        aioqemu.run(main(), fdmon=sys.argv[1])
+        """,
+        fdmon,
+        str(image),
+        engine,
+    )
+    waiting, after = map(int, out.split())
+    assert waiting < 4
+    assert after < 32
+
+
 def test_a_ring_that_is_full(uring: aioqemu.EventLoop, image: Path) -> None:
     async def main() -> None:
         async with block.open(image, direct=True, max_in_flight=5000) as blk:

@@ -42,6 +42,12 @@ def test_floats_are_no_numbers(
                 lambda x: block.pwrite(fd, b"x", x),
                 lambda x: block.fallocate(fd, 0, x, 1),
                 lambda x: block.fallocate(fd, 0, 0, x),
+                lambda x: block.fallocate(fd, x, 0, 1),
+                lambda x: block.openat(image, x),
+                lambda x: block.openat(image, os.O_RDONLY, x),
+                lambda x: block.statx(image, flags=x),
+                lambda x: block.statx(image, mask=x),
+                lambda x: block.preadv(fd, [bytearray(1)], 0, x),
             ]
             for call in calls:
                 for number in (1.5, "1", None):
@@ -57,6 +63,7 @@ def test_what_has_no_places_is_refused(run: Any) -> None:
     """As by `os.pread` and `os.pwrite`: nothing is read or written."""
     r, w = os.pipe()
     one, other = socket.socketpair()
+    read_only = os.open(os.devnull, os.O_RDONLY)
 
     async def main() -> None:
         for fd in (w, one, one.fileno()):
@@ -70,8 +77,11 @@ def test_what_has_no_places_is_refused(run: Any) -> None:
                 await block.preadv(fd, [bytearray(1)], 0)
         with pytest.raises(OSError, match="Bad file"):
             await block.preadv(1 << 20, [], 0)
+        with pytest.raises(OSError, match="Bad file"):
+            await block.pwritev(read_only, [], 0)
 
     run(main())
+    os.close(read_only)
     os.set_blocking(r, False)
     with pytest.raises(BlockingIOError):
         os.read(r, 1)
