@@ -14,6 +14,9 @@ cdef class FdWatch:
     # Of sock_recv and its like: see LoopFds._watch_sock.
     cdef object sock         # weak reference of the socket that waited here; or None
     cdef bint idle           # still watched, for nobody
+    cdef bint short          # ... and was empty after the last receive
+    cdef bint in_turn        # ... and each receive has had to wait
+    cdef Py_ssize_t tries    # receives since the last wait
     cdef bint doubted        # in `doubtful`
     cdef Py_ssize_t waits    # so many began without a change of what is watched
     cdef Py_ssize_t doubted_at

@@ -227,6 +227,12 @@ cdef class LoopFds(LoopCallbacks):
     # another socket object.  A socket whose file was exchanged below it (dup2) would wait
     # for ever, so what waits on trust is told to the kernel again after DOUBT_NS.
 
+    @staticmethod
+    def _set_ready(future):
+        """End a wait, unless who waited has gone."""
+        if not future.cancelled():
+            future.set_result(None)
+
     def _watch_sock(self, sock, int fd, callback, *args):
         """`_add_reader` for one wait of a socket's owner; end it by `_unwatch_sock`."""
         cdef AioHandler *node
@@ -245,12 +251,35 @@ cdef class LoopFds(LoopCallbacks):
                     watch.idle = False
                     watch.reader = handle
                     watch.waits += 1
+                    watch.in_turn = watch.tries <= 1    # one wait for each receive
+                    watch.tries = 0
                     if not watch.doubted:
                         self._doubt(watch)
                     return handle
         return self._set_watch(fd, False, callback, args, True)
 
-    def _unwatch_sock(self, sock, int fd, handle, bint again):
+    def _is_drained(self, sock):
+        """Whether to receive now would most likely be for nothing; asks no kernel.
+
+        So it is where the last receive got less than it could have, or where each had
+        to wait; every eighth of the latter is tried, to see whether that is still so.
+        """
+        cdef AioHandler *node
+        cdef FdWatch watch
+        if not self.leaves_armed or self.context.closed:
+            return False
+        node = self.context.lookup(sock.fileno())
+        if node == NULL or node.owner != AIO_OWNER_TRANSPORT or node.queued:
+            return False
+        opaque = <object>node.opaque
+        if type(opaque) is not FdWatch:
+            return False
+        watch = <FdWatch>opaque
+        watch.tries += 1
+        return watch.idle and watch.sock() is sock and (
+            watch.short or watch.in_turn and watch.waits & 7)
+
+    def _unwatch_sock(self, sock, int fd, handle, bint again, bint short=False):
         """End a wait of `_watch_sock`; `again` if the next may well be for the same."""
         cdef AioHandler *node = self.context.lookup(fd)
         cdef FdWatch watch
@@ -269,6 +298,7 @@ cdef class LoopFds(LoopCallbacks):
             if watch.sock is not None:
                 watch.reader = None
                 watch.idle = True
+                watch.short = short
                 node.owner = AIO_OWNER_TRANSPORT
                 return
         self._drop_watch(fd, False)

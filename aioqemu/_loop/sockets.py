@@ -12,7 +12,6 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
-from .private import _set_result_unless_cancelled
 from .tls import check_ssl_socket
 
 if TYPE_CHECKING:
@@ -27,28 +26,42 @@ class SocketsMixin(LoopBase):
     """``sock_recv``, ``sock_sendall``, ``sock_accept`` and the others of a loop."""
 
     def _check_sock(self, sock: socket.socket) -> None:
-        check_ssl_socket(sock)
+        if type(sock) is not socket.socket:
+            check_ssl_socket(sock)
         if self._debug and sock.gettimeout() != 0:
             raise ValueError("the socket must be non-blocking")
 
-    async def _wait_readable(self, sock: socket.socket) -> None:
-        """Return once there is something, or somebody else may have taken it."""
-        fd = sock.fileno()
-        self._ensure_fd_no_transport(fd)
-        ready = self.create_future()
-        handle = self._watch_sock(sock, fd, _set_result_unless_cancelled, ready, None)
-        again = False
-        try:
-            await ready
-            again = True
-        finally:
-            self._unwatch_sock(sock, fd, handle, again)
+    async def _take(
+        self, sock: socket.socket, most: int, operation: str, *args: Any
+    ) -> Any:
+        """Wait and try until the method of the socket, which takes, does not block.
+
+        Less than ``most`` bytes are all there was; 0 where that says nothing.
+        """
+        take = getattr(sock, operation)
+        while True:
+            fd = sock.fileno()
+            self._ensure_fd_no_transport(fd)
+            ready = self.create_future()
+            handle = self._watch_sock(sock, fd, self._set_ready, ready)
+            again = short = False
+            try:
+                await ready
+                again = True
+                taken = take(*args)
+                if most:
+                    short = (taken if type(taken) is int else len(taken)) < most
+                return taken
+            except (BlockingIOError, InterruptedError):
+                continue  # somebody else has taken it
+            finally:
+                self._unwatch_sock(sock, fd, handle, again, short)
 
     async def _wait_writable(self, fd: int) -> None:
         """Return once there is room, or somebody else may have made use of it."""
         self._ensure_fd_no_transport(fd)
         ready = self.create_future()
-        handle = self._add_writer(fd, _set_result_unless_cancelled, ready, None)
+        handle = self._add_writer(fd, self._set_ready, ready)
         try:
             await ready
         finally:
@@ -57,19 +70,10 @@ class SocketsMixin(LoopBase):
             if not handle.cancelled():
                 self._remove_writer(fd)
 
-    async def _retry_sock(
-        self,
-        sock: socket.socket,
-        writing: bool,
-        operation: str,
-        *args: Any,
-    ) -> Any:
-        """Wait and try until the method of the socket does not block."""
+    async def _put(self, sock: socket.socket, operation: str, *args: Any) -> Any:
+        """Wait and try until the method of the socket, which sends, does not block."""
         while True:
-            if writing:
-                await self._wait_writable(sock.fileno())
-            else:
-                await self._wait_readable(sock)
+            await self._wait_writable(sock.fileno())
             try:
                 return getattr(sock, operation)(*args)
             except (BlockingIOError, InterruptedError):
@@ -94,11 +98,12 @@ class SocketsMixin(LoopBase):
             ValueError: In debug mode: the socket is a blocking one.
         """
         self._check_sock(sock)
-        try:
-            return sock.recv(n)
-        except (BlockingIOError, InterruptedError):
-            pass
-        late: bytes = await self._retry_sock(sock, False, "recv", n)
+        if not n or not self._is_drained(sock):
+            try:
+                return sock.recv(n)
+            except (BlockingIOError, InterruptedError):
+                pass
+        late: bytes = await self._take(sock, n, "recv", n)
         return late
 
     async def sock_recv_into(self, sock: socket.socket, buf: WriteableBuffer) -> int:
@@ -112,11 +117,16 @@ class SocketsMixin(LoopBase):
             The number of bytes received.
         """
         self._check_sock(sock)
-        try:
+        if not self._is_drained(sock):
+            try:
+                return sock.recv_into(buf)
+            except (BlockingIOError, InterruptedError):
+                pass
+        with memoryview(buf) as view:
+            most = view.nbytes
+        if not most:
             return sock.recv_into(buf)
-        except (BlockingIOError, InterruptedError):
-            pass
-        late: int = await self._retry_sock(sock, False, "recv_into", buf)
+        late: int = await self._take(sock, most, "recv_into", buf)
         return late
 
     async def sock_recvfrom(
@@ -136,9 +146,7 @@ class SocketsMixin(LoopBase):
             return sock.recvfrom(bufsize)
         except (BlockingIOError, InterruptedError):
             pass
-        late: tuple[bytes, Address] = await self._retry_sock(
-            sock, False, "recvfrom", bufsize
-        )
+        late: tuple[bytes, Address] = await self._take(sock, 0, "recvfrom", bufsize)
         return late
 
     async def sock_recvfrom_into(
@@ -161,8 +169,8 @@ class SocketsMixin(LoopBase):
             return sock.recvfrom_into(buf, nbytes)
         except (BlockingIOError, InterruptedError):
             pass
-        late: tuple[int, Address] = await self._retry_sock(
-            sock, False, "recvfrom_into", buf, nbytes
+        late: tuple[int, Address] = await self._take(
+            sock, 0, "recvfrom_into", buf, nbytes
         )
         return late
 
@@ -190,7 +198,7 @@ class SocketsMixin(LoopBase):
             return
         with memoryview(data) as view, view.cast("B") as rest:
             while sent < len(rest):
-                sent += await self._retry_sock(sock, True, "send", rest[sent:])
+                sent += await self._put(sock, "send", rest[sent:])
 
     async def sock_sendto(
         self, sock: socket.socket, data: ReadableBuffer, address: Address
@@ -216,7 +224,7 @@ class SocketsMixin(LoopBase):
             return sock.sendto(data, address)
         except (BlockingIOError, InterruptedError):
             pass
-        late: int = await self._retry_sock(sock, True, "sendto", data, address)
+        late: int = await self._put(sock, "sendto", data, address)
         return late
 
     async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Address]:
@@ -240,7 +248,7 @@ class SocketsMixin(LoopBase):
         try:
             conn, address = sock.accept()
         except (BlockingIOError, InterruptedError):
-            conn, address = await self._retry_sock(sock, False, "accept")
+            conn, address = await self._take(sock, 0, "accept")
         conn.setblocking(False)
         return conn, address
 

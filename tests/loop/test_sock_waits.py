@@ -54,6 +54,32 @@ async def test_waits_of_one_socket_follow_each_other(family: str) -> None:
             await _wait_once(left, right)
 
 
+@pytest.mark.parametrize("size", [4, 100])
+@pytest.mark.asyncio
+async def test_what_is_there_is_had_however_the_last_receives_went(size: int) -> None:
+    """After waits a receive may wait before it tries; it must not wait for ever."""
+    loop = asyncio.get_running_loop()
+    left, right = socket_pair("unix")
+    with left, right:
+        for turn in range(30):
+            waiting = asyncio.ensure_future(loop.sock_recv(left, size))
+            await asyncio.sleep(0)
+            right.send(b"wait")
+            assert await asyncio.wait_for(waiting, 5) == b"wait"
+            assert await loop.sock_recv(left, 0) == b""
+            assert await loop.sock_recv_into(left, bytearray()) == 0
+            for _ in range(turn % 4):
+                right.send(b"here")
+                received = await asyncio.wait_for(loop.sock_recv(left, size), 5)
+                assert received == b"here"
+        right.send(b"more than one receive takes")
+        assert await loop.sock_recv(left, 9) == b"more than"
+        assert await loop.sock_recv(left, 100) == b" one receive takes"
+        right.shutdown(socket.SHUT_WR)
+        for _ in range(3):
+            assert await asyncio.wait_for(loop.sock_recv(left, size), 5) == b""
+
+
 @pytest.mark.parametrize("how", ["close", "detach", "os.close"])
 @pytest.mark.asyncio
 async def test_the_number_may_be_reused_between_waits(how: str) -> None:
