@@ -5,6 +5,7 @@ many: they stay in the processor's cache.  More are added when a burst needs the
 pages that were never used cost nothing.
 """
 
+from cython cimport final
 from libc.stddef cimport size_t
 from libc.stdint cimport uint16_t
 from libc.stdint cimport uint32_t
@@ -26,6 +27,7 @@ cdef size_t RING_BYTES = POOL_MAX * sizeof(aq_buf)
 cdef size_t MAP_BYTES = RING_BYTES + POOL_MAX * BUFFER_SIZE
 
 
+@final
 cdef class ReceivePool:
     """Made by the monitor of a ring."""
 
