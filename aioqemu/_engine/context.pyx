@@ -188,11 +188,14 @@ cdef class AioContext(AioHandlers):
 
     cdef Py_ssize_t dispatch_transports(self) except -1:
         cdef AioHandler *node
+        cdef AioHandler *last = self.st.ready_transport.tail
         cdef Py_ssize_t n = 0
         while self.st.ready_transport.head != NULL:
             node = self.st.ready_transport.head
             ready_unlink(&self.st, node)
             n += self._dispatch_node(node)
+            if node == last:
+                break           # what was queued meanwhile has its turn in the next pass
         return n
 
     cdef Py_ssize_t dispatch_all(self, bint transports) except -1:

@@ -11,6 +11,7 @@ from libc.stdint cimport uint64_t
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._engine.types cimport AioState
 from aioqemu._engine.types cimport CqeHandler
+from aioqemu._engine.types cimport Held
 from aioqemu._sys.uring cimport aq_sqe
 
 cdef class FdMon:
@@ -56,6 +57,15 @@ cdef class FdMon:
     cdef int outer_fd(self) noexcept
     # A request of the caller's own on the ring, or NULL where there is no ring.
     cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept
+    # Receive from the socket of a node whose `streams` is set, as recv(2) does without
+    # blocking: the number of bytes, 0 at the end of file, or -errno.  It is the monitor
+    # that decides how; nobody else may receive from the socket while the node exists.
+    cdef ssize_t receive(self, AioHandler *node, void *buf, size_t size) noexcept
+    # Receive nothing more for the node, which is to be removed, and move what has come to
+    # `held`; 0 or -errno.  The caller puts it into a later node of the same socket
+    # (followed by `update`), or calls drop_held.
+    cdef int recall(self, AioHandler *node, Held *held) noexcept
+    cdef void drop_held(self, Held *held) noexcept
     # Wait, at most so long, until the kernel has no request of add_sqe; then 0.
     cdef int settle(self, int64_t limit_ms) noexcept
     # End with -EAGAIN what was prepared and never submitted, and never will be.

@@ -1,14 +1,18 @@
 """FdMon: the abstract base of the backends.  Contracts in fdmon.pxd."""
 
+from aioqemu._engine.types cimport AioHandler
+from aioqemu._engine.types cimport Held
 from aioqemu._sys.libc cimport ENOSYS
 from aioqemu._sys.libc cimport EPOLL_CLOEXEC
 from aioqemu._sys.libc cimport EPOLL_CTL_ADD
 from aioqemu._sys.libc cimport EPOLLIN
+from aioqemu._sys.libc cimport MSG_DONTWAIT
 from aioqemu._sys.libc cimport close
 from aioqemu._sys.libc cimport epoll_create1
 from aioqemu._sys.libc cimport epoll_ctl
 from aioqemu._sys.libc cimport epoll_event
 from aioqemu._sys.libc cimport errno
+from aioqemu._sys.libc cimport recv
 
 
 cdef class FdMon:
@@ -121,6 +125,16 @@ cdef class FdMon:
 
     cdef aq_sqe *add_sqe(self, CqeHandler *cqe) noexcept:
         return NULL
+
+    cdef ssize_t receive(self, AioHandler *node, void *buf, size_t size) noexcept:
+        cdef ssize_t n = recv(node.fd, buf, size, MSG_DONTWAIT)
+        return n if n >= 0 else -errno
+
+    cdef int recall(self, AioHandler *node, Held *held) noexcept:
+        return 0
+
+    cdef void drop_held(self, Held *held) noexcept:
+        pass
 
     cdef int settle(self, int64_t limit_ms) noexcept:
         return 0

@@ -1,6 +1,6 @@
 """Intrusive lists of the engine: ready queues, zombies, completions.  Inline, no GIL."""
 
-from libc.stdlib cimport free
+from cpython.mem cimport PyMem_RawFree
 
 from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
 from aioqemu._engine.types cimport AIO_OWNER_LOOP
@@ -77,7 +77,7 @@ cdef inline void node_reap(AioState *st, AioHandler *node) noexcept nogil:
         st.zombies = node.next
     if node.next != NULL:
         node.next.prev = node.prev
-    free(node)
+    PyMem_RawFree(node)
 
 
 cdef inline void done_push(AioState *st, CqeHandler *cqe) noexcept nogil:

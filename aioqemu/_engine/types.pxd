@@ -6,6 +6,7 @@ links takes it, whoever unlinks drops it.
 """
 
 from libc.stdint cimport int64_t
+from libc.stdint cimport uint16_t
 from libc.stdint cimport uint32_t
 
 # A callback of the engine.  Home thread, GIL held.  -1 with an exception set only for
@@ -18,6 +19,13 @@ cdef enum AioOwner:
     AIO_OWNER_CONTEXT = 1    # set_fd_handler: context work, served by poll() too
     AIO_OWNER_LOOP = 2       # add_reader/add_writer: served by the loop's pass only
     AIO_OWNER_TRANSPORT = 3  # a transport: likewise, and add_reader refuses the fd
+
+cdef struct Held:
+    # What a request on the ring has received and nobody has taken yet, in order.
+    uint16_t first           # number of a buffer, plus one; 0: none
+    uint16_t last
+    uint32_t taken           # bytes of the first that are gone already
+    int end                  # after them: 0 nothing, 1 end of file, or -errno
 
 cdef enum AioEvents:
     AIO_EDGE = 0x80000000u   # beside POLL*: tell what happens, not what is (FdMon.edges)
@@ -35,6 +43,18 @@ cdef struct AioHandler:
     uint32_t revents         # POLL* reported, not yet dispatched
     uint32_t armed           # POLL* that the kernel watches; backend's own
     uint32_t sqe_pos         # io_uring: place of the last request in the ring
+    # A TCP connection on io_uring may be received from by one lasting request.
+    bint streams             # it may: set by its transport
+    bint ringing             # ... and that is wanted now
+    bint receiving           # the kernel has the request
+    bint recalled            # ... and was told to give it up
+    bint hangup              # ... and a poll request that tells of hang-ups
+    uint32_t receive_pos     # their places in the ring
+    uint32_t hangup_pos
+    int small                # small messages in a row
+    int full                 # full buffers in a row
+    int patience             # ... and how many of them are asked for
+    Held held
     Py_ssize_t index         # poll: place in the array
     AioHandler *prev         # in a ready queue, or among the zombies
     AioHandler *next

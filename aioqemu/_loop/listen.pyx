@@ -85,6 +85,7 @@ cdef class Listener:
     cdef object server
     cdef Py_ssize_t batch
     cdef tuple kind                # of natively accepted connections, or None
+    cdef bint tcp
     cdef object retry              # a TimerHandle while accepting rests, or None
     cdef object handle             # of the reader callback, or None
 
@@ -99,6 +100,7 @@ cdef class Listener:
         # One more than the backlog, so that a full one is emptied in one pass.
         self.batch = min(max(backlog, 1) + 1, ACCEPT_BATCH)
         self.kind = _prepare(sock)
+        self.tcp = self.kind is not None and is_tcp(sock)
         fd = sock.fileno()
         self.handle = loop._add_reader(fd, self._accept)    # says what is no fd
         self.fd = fd
@@ -191,7 +193,7 @@ cdef class Listener:
             protocol = self.factory()
             self.loop._ensure_fd_no_transport(conn)
             new_stream(self.loop, None, conn, self.kind, protocol, None,
-                       {"peername": address}, self.server)
+                       {"peername": address}, self.server, self.tcp)
         except (SystemExit, KeyboardInterrupt):
             close(conn)
             raise

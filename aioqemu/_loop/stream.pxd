@@ -7,9 +7,10 @@ from aioqemu._loop.transport cimport SocketTransport
 from aioqemu._loop.wire cimport WireProtocol
 
 # Make one for a connected, non-blocking socket, given as an object or as an fd and its
-# kind; it owns that unless this raises.
+# kind; it owns that unless this raises.  `tcp`: what is_tcp says of it.
 cdef StreamTransport new_stream(LoopCore loop, object sock, int fd, tuple kind,
-                                object protocol, object waiter, dict info, object server)
+                                object protocol, object waiter, dict info, object server,
+                                bint tcp)
 cdef bint is_tcp(object sock) except -1
 
 cdef enum Feeding:
@@ -35,6 +36,7 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int _leave(self) except -1
     cdef int _read(self) except -1
+    cdef ssize_t _receive(self, void *buf, size_t size) noexcept
     cdef int _read_data(self) except -1
     cdef int _read_buffered(self) except -1
     cdef int _read_wire(self) except -1

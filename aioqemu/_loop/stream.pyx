@@ -59,7 +59,6 @@ from aioqemu._sys.libc cimport SHUT_WR
 from aioqemu._sys.libc cimport errno
 from aioqemu._sys.libc cimport iovec
 from aioqemu._sys.libc cimport msghdr
-from aioqemu._sys.libc cimport recv
 from aioqemu._sys.libc cimport send
 from aioqemu._sys.libc cimport sendmsg
 
@@ -99,10 +98,12 @@ cdef int _flush(void *opaque) except -1:
 
 
 cdef StreamTransport new_stream(LoopCore loop, object sock, int fd, tuple kind, object protocol,
-                                object waiter, dict info, object server):
+                                object waiter, dict info, object server,
+                                bint tcp):
     cdef StreamTransport t = StreamTransport.__new__(StreamTransport)
     t.io_read = _on_readable
     t.io_write = _on_writable
+    t.streams = tcp
     if server is not None:
         if isinstance(server, ServerClients):
             (<ServerClients>server).attach(t)
@@ -130,11 +131,13 @@ def make_stream_transport(LoopCore loop not None, sock, protocol, waiter=None, *
 
     `connection_made` is called in the next pass; then `waiter`, if given, is resolved.
     """
+    cdef bint tcp
     loop._ensure_fd_no_transport(sock)
-    if is_tcp(sock):
+    tcp = is_tcp(sock)
+    if tcp:
         sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     return new_stream(loop, sock, sock.fileno(), None, protocol, waiter,
-                      dict(extra) if extra else {}, server)
+                      dict(extra) if extra else {}, server, tcp)
 
 
 cdef bint _server_takes_transport = sys.version_info >= (3, 13)
@@ -271,11 +274,16 @@ cdef class StreamTransport(SocketTransport):
             return self._read_data()
         return self._read_buffered()
 
+    cdef ssize_t _receive(self, void *buf, size_t size) noexcept:
+        # A number of bytes, 0 at the end of file, or -errno.
+        if self.node == NULL:
+            return -EAGAIN
+        return self.loop.context.mon.receive(self.node, buf, size)
+
     cdef int _read_data(self) except -1:
         cdef char *buf = self.loop.scratch()
         cdef ssize_t n
-        cdef int err
-        n = recv(self.fd, buf, SCRATCH_SIZE, MSG_DONTWAIT)
+        n = self._receive(buf, SCRATCH_SIZE)
         if n > 0:
             data = PyBytes_FromStringAndSize(buf, n)
             if self.feeding != FEED_CALLS and self._feed(data):
@@ -294,17 +302,15 @@ cdef class StreamTransport(SocketTransport):
             return 0
         if n == 0:
             return self._on_eof()
-        err = errno
-        if err == EAGAIN or err == EINTR:
+        if n == -EAGAIN or n == -EINTR:
             return 0
-        return self._fatal_errno(err, "Fatal read error on socket transport")
+        return self._fatal_errno(<int>-n, "Fatal read error on socket transport")
 
     cdef int _read_wire(self) except -1:
         cdef WireProtocol wire = self.wire
         cdef char *buf = self.loop.scratch()
         cdef ssize_t n
-        cdef int err
-        n = recv(self.fd, buf, SCRATCH_SIZE, MSG_DONTWAIT)
+        n = self._receive(buf, SCRATCH_SIZE)
         if n > 0:
             ctx = enter(self.ctx)
             try:
@@ -319,10 +325,9 @@ cdef class StreamTransport(SocketTransport):
             return 0
         if n == 0:
             return self._on_eof()
-        err = errno
-        if err == EAGAIN or err == EINTR:
+        if n == -EAGAIN or n == -EINTR:
             return 0
-        return self._fatal_errno(err, "Fatal read error on socket transport")
+        return self._fatal_errno(<int>-n, "Fatal read error on socket transport")
 
     cdef bint _feed(self, bytes data) except -1:
         cdef StreamReader reader
@@ -343,7 +348,6 @@ cdef class StreamTransport(SocketTransport):
     cdef int _read_buffered(self) except -1:
         cdef Py_buffer view
         cdef ssize_t n
-        cdef int err
         # The protocol that gave the buffer is told of what is in it.
         get_buffer = self.get_buffer
         buffer_updated = self.buffer_updated
@@ -361,12 +365,12 @@ cdef class StreamTransport(SocketTransport):
                 self._fatal_error(
                     exc, "Fatal error: protocol.get_buffer() call failed.")
                 return 0
-            if self.get_buffer is not get_buffer or self.lost or self.closing:
+            if (self.get_buffer is not get_buffer or self.lost or self.closing
+                    or self.reading_paused):
                 # Another protocol has taken over, or wants no more: nothing is lost yet.
                 PyBuffer_Release(&view)
                 return 0
-            n = recv(self.fd, view.buf, view.len, MSG_DONTWAIT)
-            err = errno
+            n = self._receive(view.buf, view.len)
             PyBuffer_Release(&view)
             if n > 0:
                 try:
@@ -381,9 +385,9 @@ cdef class StreamTransport(SocketTransport):
             PyContext_Exit(<PyObject *>ctx)
         if n == 0:
             return self._on_eof()
-        if err == EAGAIN or err == EINTR:
+        if n == -EAGAIN or n == -EINTR:
             return 0
-        return self._fatal_errno(err, "Fatal read error on socket transport")
+        return self._fatal_errno(<int>-n, "Fatal read error on socket transport")
 
     cdef int _on_eof(self) except -1:
         ctx = enter(self.ctx)
@@ -564,6 +568,7 @@ cdef class StreamTransport(SocketTransport):
     def _make_empty_waiter(self):
         if self.empty_waiter is not None:
             raise RuntimeError("Empty waiter is already set")
+        self._let_go()                    # sendfile is to watch the fd
         self.get_write_buffer_size()      # what is merged goes out first
         self.empty_waiter = self.loop.create_future()
         if not self.queued:

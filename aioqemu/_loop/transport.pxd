@@ -9,6 +9,7 @@ from libc.stdint cimport uint32_t
 
 from aioqemu._engine.types cimport AioCallback
 from aioqemu._engine.types cimport AioHandler
+from aioqemu._engine.types cimport Held
 from aioqemu._loop.core cimport LoopCore
 from aioqemu._loop.shims cimport TransportBase
 
@@ -44,6 +45,8 @@ cdef class SocketTransport(TransportBase):
     # state
     cdef bint watchful             # `sock` can be asked for its fd
     cdef bint connected            # connection_made was called
+    cdef bint streams              # its data may be received by a lasting request
+    cdef Held kept                 # ... and came before the fd was let go
     cdef bint reading_paused
     cdef bint writing_paused       # protocol.pause_writing() was called
     cdef bint closing
@@ -61,6 +64,8 @@ cdef class SocketTransport(TransportBase):
     cdef object _object(self)
     cdef int _update(self) except -1
     cdef void _unregister(self) noexcept
+    # Watch the fd no more, though the transport goes on: somebody else is to watch it.
+    cdef int _let_go(self) except -1
     cdef int _forget_fd(self) except -1
     cdef int _close_socket(self, bint learn) except -1
     cdef int _schedule_lost(self, object exc) except -1

@@ -14,6 +14,7 @@ from cpython.type cimport PyType_HasFeature
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint32_t
+from libc.string cimport memset
 
 from aioqemu._engine.types cimport AIO_OWNER_TRANSPORT
 from aioqemu._engine.types cimport AioHandler
@@ -268,17 +269,34 @@ cdef class SocketTransport(TransportBase):
         cdef uint32_t events = 0
         if self.connected and self.fd >= 0 and not self.lost:
             events = self._wanted()
-        if events == 0:
+        if events == 0 and (self.lost or self.node == NULL or not (
+                self.node.receiving or self.node.held.first or self.node.held.end)):
             self._unregister()
         elif self.node == NULL:
             self.node = self.loop.context.watch(
                 self.fd, AIO_OWNER_TRANSPORT, events, self.io_read, self.io_write, self)
             self.node.io_lost = _on_lost
+            self.node.streams = self.streams
+            if events & POLLIN and (self.kept.first or self.kept.end):
+                self.node.held = self.kept
+                memset(&self.kept, 0, sizeof(self.kept))
+                self.loop.context.mon.update(self.node)
         else:
             self.loop.context.modify(self.node, events)
         return 0
 
+    cdef int _let_go(self) except -1:
+        cdef int err
+        if self.node != NULL and not self.kept.first and not self.kept.end:
+            err = self.loop.context.mon.recall(self.node, &self.kept)
+            if err < 0:
+                raise os_error(-err)
+            self._update()
+        return 0
+
     cdef int _forget_fd(self) except -1:
+        if self.kept.first or self.kept.end:
+            self.loop.context.mon.drop_held(&self.kept)
         if self.fd >= 0:
             known = self.loop.transports.get(self.fd)
             if known is not None and known() in (self, None):

@@ -14,6 +14,7 @@ cdef extern from "errno.h" nogil:
         EAGAIN
         EWOULDBLOCK
         ENOMEM
+        ENOBUFS
         EBUSY
         EEXIST
         EINVAL
@@ -42,6 +43,7 @@ cdef extern from "unistd.h" nogil:
     ssize_t write(int fd, const void *buf, size_t n)
     int close(int fd)
     int pipe2(int fds[2], int flags)
+    int getpid()
 
 cdef extern from "fcntl.h" nogil:
     enum:

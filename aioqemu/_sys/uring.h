@@ -58,6 +58,8 @@
 #define AQ_UNREGISTER_EVENTFD 5
 #define AQ_REGISTER_PROBE 8
 #define AQ_REGISTER_ENABLE_RINGS 12
+#define AQ_REGISTER_PBUF_RING 22
+#define AQ_UNREGISTER_PBUF_RING 23
 
 /* opcodes */
 #define AQ_OP_NOP 0
@@ -73,10 +75,16 @@
 #define AQ_OP_STATX 21
 #define AQ_OP_READ 22
 #define AQ_OP_WRITE 23
+#define AQ_OP_RECV 27
 #define AQ_OP_FTRUNCATE 55
 
+#define AQ_SQE_BUFFER_SELECT (1U << 5)
 #define AQ_SQE_CQE_SKIP_SUCCESS (1U << 6)
+#define AQ_RECV_POLL_FIRST (1U << 0)
+#define AQ_RECV_MULTISHOT (1U << 1)
+#define AQ_CQE_F_BUFFER (1U << 0)
 #define AQ_CQE_F_MORE (1U << 1)
+#define AQ_CQE_BUFFER_SHIFT 16
 #define AQ_OFF_SQ_RING 0ULL
 #define AQ_OFF_CQ_RING 0x8000000ULL
 #define AQ_OFF_SQES 0x10000000ULL
@@ -239,6 +247,73 @@ static inline int aq_register(aq_ring *r, unsigned op, void *arg, unsigned n)
 {
     int ret = (int)syscall(__NR_io_uring_register, r->fd, op, arg, n);
     return ret < 0 ? -errno : ret;
+}
+
+/* A ring of buffers that requests choose from.  The first entry's last field is
+ * not part of it: it is the ring's tail. */
+typedef struct aq_buf {
+    uint64_t addr;
+    uint32_t len;
+    uint16_t bid;
+    _Atomic uint16_t tail;
+} aq_buf;
+
+static inline int aq_buffers_register(aq_ring *r, aq_buf *bufs, uint32_t entries)
+{
+    struct {
+        uint64_t ring_addr;
+        uint32_t ring_entries;
+        uint16_t bgid, flags;
+        uint64_t resv[3];
+    } reg;
+
+    memset(&reg, 0, sizeof(reg));
+    reg.ring_addr = (uint64_t)(uintptr_t)bufs;
+    reg.ring_entries = entries;
+    atomic_store_explicit(&bufs->tail, 0, memory_order_relaxed);
+    return aq_register(r, AQ_REGISTER_PBUF_RING, &reg, 1);
+}
+
+static inline int aq_buffers_unregister(aq_ring *r)
+{
+    struct {
+        uint64_t ring_addr;
+        uint32_t ring_entries;
+        uint16_t bgid, flags;
+        uint64_t resv[3];
+    } reg;
+
+    memset(&reg, 0, sizeof(reg));
+    return aq_register(r, AQ_UNREGISTER_PBUF_RING, &reg, 1);
+}
+
+static inline void aq_buffer_add(aq_buf *bufs, uint32_t mask, uint16_t bid, void *addr,
+                                 uint32_t len)
+{
+    uint16_t tail = atomic_load_explicit(&bufs->tail, memory_order_relaxed);
+    aq_buf *buf = &bufs[tail & mask];
+
+    buf->addr = (uint64_t)(uintptr_t)addr;
+    buf->len = len;
+    buf->bid = bid;
+    /* release: pairs with the kernel's acquire of the tail before it reads entries */
+    atomic_store_explicit(&bufs->tail, (uint16_t)(tail + 1), memory_order_release);
+}
+
+/* Zeroed memory that forked children do not get, or NULL. */
+static inline void *aq_private_map(size_t len)
+{
+    void *p = mmap(NULL, len, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    (void)madvise(p, len, MADV_DONTFORK);
+    return p;
+}
+
+static inline void aq_private_unmap(void *p, size_t len)
+{
+    (void)munmap(p, len);
 }
 
 /* 1 if the kernel knows the opcode, 0 if not. */

@@ -35,9 +35,15 @@ cdef extern from "uring.h" nogil:
         AQ_OP_STATX
         AQ_OP_READ
         AQ_OP_WRITE
+        AQ_OP_RECV
         AQ_OP_FTRUNCATE
         AQ_SQE_CQE_SKIP_SUCCESS
+        AQ_SQE_BUFFER_SELECT
+        AQ_RECV_POLL_FIRST
+        AQ_RECV_MULTISHOT
+        AQ_CQE_F_BUFFER
         AQ_CQE_F_MORE
+        AQ_CQE_BUFFER_SHIFT
 
     ctypedef struct aq_sqe:
         uint8_t opcode
@@ -49,6 +55,7 @@ cdef extern from "uring.h" nogil:
         uint32_t len
         uint32_t op_flags
         uint64_t user_data
+        uint16_t buf_index
 
     ctypedef struct aq_cqe:
         uint64_t user_data
@@ -64,6 +71,15 @@ cdef extern from "uring.h" nogil:
         uint32_t sq_local
         aq_sqe *sqes
 
+    ctypedef struct aq_buf:
+        pass
+
+    int aq_buffers_register(aq_ring *ring, aq_buf *bufs, uint32_t entries)
+    int aq_buffers_unregister(aq_ring *ring)
+    void aq_buffer_add(aq_buf *bufs, uint32_t mask, uint16_t bid, void *addr,
+                       uint32_t len)
+    void *aq_private_map(size_t len)
+    void aq_private_unmap(void *p, size_t len)
     int aq_ring_setup(aq_ring *ring, uint32_t entries, uint32_t cq_entries,
                       uint32_t flags)
     void aq_ring_exit(aq_ring *ring)

@@ -296,3 +296,26 @@ def test_interpreter_exit_with_everything_open(fdmon: str) -> None:
         options=("-W", "ignore"),
     )
     assert out == "end\n"
+
+
+def test_memory_is_given_back_to_the_allocator_that_it_came_from(fdmon: str) -> None:
+    """Python's debugging allocator, part of `-X dev`, aborts if it is not."""
+    out = run_script(
+        """
+        import os, sys, aioqemu
+        ctx = aioqemu.AioContext(fdmon=sys.argv[1])
+        reading, writing = os.pipe()
+        for _ in range(3):
+            ctx.set_fd_handler(reading, print, None)
+            ctx.poll(False)
+            ctx.set_fd_handler(reading, None, None)
+            ctx.poll(False)
+        os.close(reading)
+        os.close(writing)
+        ctx.close()
+        print("ok")
+        """,
+        fdmon,
+        options=("-X", "dev", "-W", "error"),
+    )
+    assert out == "ok\n"

@@ -1,0 +1,6 @@
+from typing import final
+
+@final
+class ReceivePool:
+    @property
+    def buffers(self) -> int: ...
