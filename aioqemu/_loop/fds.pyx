@@ -227,8 +227,7 @@ cdef class LoopFds(LoopCallbacks):
     # another socket object.  A socket whose file was exchanged below it (dup2) would wait
     # for ever, so what waits on trust is told to the kernel again after DOUBT_NS.
 
-    @staticmethod
-    def _set_ready(future):
+    def _set_ready(self, future):
         """End a wait, unless who waited has gone."""
         if not future.cancelled():
             future.set_result(None)
