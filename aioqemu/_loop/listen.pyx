@@ -15,7 +15,7 @@ from aioqemu._loop.address cimport address_name
 from aioqemu._loop.core cimport LoopCore
 from aioqemu._loop.flow cimport os_error
 from aioqemu._loop.stream cimport is_tcp
-from aioqemu._loop.stream cimport new_stream
+from aioqemu._loop.stream cimport accepted_stream
 from aioqemu._loop.transport cimport aq_socket_fd
 from aioqemu._sys.inet cimport AF_INET
 from aioqemu._sys.inet cimport AF_INET6
@@ -180,20 +180,20 @@ cdef class Listener:
                 return False
             if errno != EINTR:
                 raise os_error(errno)
-        try:
-            address = address_name(&name, size)
-        except BaseException:
-            close(conn)
-            raise
         if self.loop.debug or self.tls is not None:
+            try:
+                address = address_name(&name, size)
+            except BaseException:
+                close(conn)
+                raise
             self._serve(self._as_socket(conn), address)    # closed there if that fails
             return True
         protocol = None
         try:
             protocol = self.factory()
             self.loop._ensure_fd_no_transport(conn)
-            new_stream(self.loop, None, conn, self.kind, protocol, None,
-                       {"peername": address}, self.server, self.tcp)
+            accepted_stream(self.loop, conn, self.kind, protocol, &name, size, self.server,
+                            self.tcp)
         except (SystemExit, KeyboardInterrupt):
             close(conn)
             raise

@@ -5,12 +5,13 @@ from aioqemu._loop.core cimport LoopCore
 from aioqemu._loop.flow cimport OutQueue
 from aioqemu._loop.transport cimport SocketTransport
 from aioqemu._loop.wire cimport WireProtocol
+from aioqemu._sys.inet cimport aq_address
 
-# Make one for a connected, non-blocking socket, given as an object or as an fd and its
-# kind; it owns that unless this raises.  `tcp`: what is_tcp says of it.
-cdef StreamTransport new_stream(LoopCore loop, object sock, int fd, tuple kind,
-                                object protocol, object waiter, dict info, object server,
-                                bint tcp)
+# Make one for a connection that was accepted, given as an fd, non-blocking, and its kind;
+# it owns that unless this raises.  `tcp`: what is_tcp says of it.
+cdef StreamTransport accepted_stream(LoopCore loop, int fd, tuple kind, object protocol,
+                                     const aq_address *peer, unsigned int size,
+                                     object server, bint tcp)
 cdef bint is_tcp(object sock) except -1
 
 cdef enum Feeding:

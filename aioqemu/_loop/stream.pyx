@@ -24,7 +24,9 @@ from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
 from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
 
+from aioqemu._loop.address cimport address_name
 from aioqemu._loop.callbacks cimport SCRATCH_SIZE
 from aioqemu._loop.clients cimport ServerClients
 from aioqemu._loop.core cimport LoopCore
@@ -47,6 +49,7 @@ from aioqemu._loop.writer cimport StreamReaderProtocol
 from aioqemu._sys.classes cimport refuse_new
 from aioqemu._sys.inet cimport AF_INET
 from aioqemu._sys.inet cimport AF_INET6
+from aioqemu._sys.inet cimport aq_address
 from aioqemu._sys.inet cimport shutdown
 from aioqemu._sys.libc cimport EAGAIN
 from aioqemu._sys.libc cimport EBADF
@@ -97,10 +100,22 @@ cdef int _flush(void *opaque) except -1:
     return 0
 
 
-cdef StreamTransport new_stream(LoopCore loop, object sock, int fd, tuple kind, object protocol,
-                                object waiter, dict info, object server,
-                                bint tcp):
+cdef StreamTransport accepted_stream(LoopCore loop, int fd, tuple kind, object protocol,
+                                     const aq_address *peer, unsigned int size,
+                                     object server, bint tcp):
     cdef StreamTransport t = StreamTransport.__new__(StreamTransport)
+    cdef dict info = None
+    if size <= sizeof(t.peer):
+        memcpy(&t.peer, peer, size)
+        t.peer_size = size
+    else:
+        info = {"peername": address_name(peer, size)}
+    return _begin(t, loop, None, fd, kind, protocol, None, info, server, tcp)
+
+
+cdef StreamTransport _begin(StreamTransport t, LoopCore loop, object sock, int fd,
+                            tuple kind, object protocol, object waiter, dict info,
+                            object server, bint tcp):
     t.io_read = _on_readable
     t.io_write = _on_writable
     t.streams = tcp
@@ -136,8 +151,8 @@ def make_stream_transport(LoopCore loop not None, sock, protocol, waiter=None, *
     tcp = is_tcp(sock)
     if tcp:
         sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    return new_stream(loop, sock, sock.fileno(), None, protocol, waiter,
-                      dict(extra) if extra else {}, server, tcp)
+    return _begin(StreamTransport.__new__(StreamTransport), loop, sock, sock.fileno(),
+                  None, protocol, waiter, dict(extra) if extra else {}, server, tcp)
 
 
 cdef bint _server_takes_transport = sys.version_info >= (3, 13)

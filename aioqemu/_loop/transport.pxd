@@ -12,6 +12,7 @@ from aioqemu._engine.types cimport AioHandler
 from aioqemu._engine.types cimport Held
 from aioqemu._loop.core cimport LoopCore
 from aioqemu._loop.shims cimport TransportBase
+from aioqemu._sys.inet cimport sockaddr_in6
 
 cdef extern from *:
     """
@@ -29,6 +30,8 @@ cdef class SocketTransport(TransportBase):
     cdef LoopCore loop
     cdef object sock               # None once closed, or as long as nobody asks for it
     cdef tuple kind                # family, type and protocol of such a socket; or None
+    cdef sockaddr_in6 peer         # its address until somebody asks: a dict of objects
+    cdef unsigned int peer_size    # ... is twelve times as large; 0: it is in the dict
     cdef int fd                    # -1 once closed
     cdef AioHandler *node          # NULL when not registered
     cdef AioCallback io_read       # of the subclass
@@ -52,9 +55,12 @@ cdef class SocketTransport(TransportBase):
     cdef bint closing
     cdef Py_ssize_t lost           # > 0: connection_lost is scheduled; counts writes since
 
-    # Begin: take the socket, given as an object or as an fd and its kind.
+    # Begin: take the socket, given as an object or as an fd and its kind.  Without `info`
+    # the peer's address is in `peer`.
     cdef int _adopt(self, LoopCore loop, object sock, int fd, tuple kind, object protocol,
                     object waiter, dict info) except -1
+    # What get_extra_info knows by now.
+    cdef dict _info(self)
     # Whether the socket object was closed behind our back: its number may be another
     # file's by now, and be reported as ready.
     cdef inline bint _stolen(self) noexcept:

@@ -45,6 +45,8 @@ from aioqemu._loop.private import (
 cdef object _warn_unclosed = unclosed.warn_unclosed
 cdef object _NativeSocket = _socket.socket.__base__
 cdef int SOCK_NONBLOCK = _socket.SOCK_NONBLOCK
+# What get_extra_info finds out when it is asked for.
+cdef frozenset _FOUND_OUT = frozenset(("peername", "socket", "sockname"))
 
 
 cdef int _on_lost(void *opaque) except -1:
@@ -89,13 +91,14 @@ cdef class SocketTransport(TransportBase):
         self.ctx = _copy_context()
         self.high_water = HIGH_WATER
         self.low_water = LOW_WATER
-        Py_INCREF(info)
-        base.extra = <PyObject *>info
-        if "peername" not in info:
-            try:
-                info["peername"] = sock.getpeername()
-            except OSError:
-                info["peername"] = None
+        if info is not None:
+            Py_INCREF(info)
+            base.extra = <PyObject *>info
+            if "peername" not in info:
+                try:
+                    info["peername"] = sock.getpeername()
+                except OSError:
+                    info["peername"] = None
         self._set_protocol(protocol)
         loop.soon(self._start, <PyObject *>waiter, NULL, self.ctx.copy())
         loop.transports[fd] = _weakref(self)
@@ -176,13 +179,25 @@ cdef class SocketTransport(TransportBase):
             self.watchful = aq_socket_fd(self.sock) == self.fd
         return self.sock
 
+    cdef dict _info(self):
+        cdef AqTransportObject *base = <AqTransportObject *><PyObject *>self
+        cdef dict info
+        if base.extra == NULL:
+            info = {"peername": address_name(<aq_address *>&self.peer, self.peer_size)}
+            Py_INCREF(info)
+            base.extra = <PyObject *>info
+        return <dict>base.extra
+
     def get_extra_info(self, name, default=None):
         """Information about the connection: "socket", "sockname", "peername", ..."""
-        cdef dict info = <dict>(<AqTransportObject *><PyObject *>self).extra
+        cdef dict info
+        if (<AqTransportObject *><PyObject *>self).extra == NULL and (
+                name not in _FOUND_OUT):
+            return default      # as streams ask for what belongs to TLS
+        info = self._info()
         value = info.get(name, info)
         if value is not info:
             return value
-        # Asked for seldom, so found out when it is asked for.
         if self.fd < 0:
             return default
         if name == "socket":
@@ -194,7 +209,7 @@ cdef class SocketTransport(TransportBase):
         return default
 
     def _learn_sockname(self):
-        cdef dict info = <dict>(<AqTransportObject *><PyObject *>self).extra
+        cdef dict info = self._info()
         cdef aq_address name
         cdef unsigned int size = sizeof(name)
         if "sockname" in info:
