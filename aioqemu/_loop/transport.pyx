@@ -42,6 +42,18 @@ from aioqemu._loop.private import (
     logger,
 )
 
+cdef extern from *:
+    """
+    /* Cython makes the dict with the object; CPython makes it when it is needed. */
+    static inline void aq_drop_dict(PyObject *op)
+    {
+        PyObject **dict = (PyObject **)((char *)op + Py_TYPE(op)->tp_dictoffset);
+
+        Py_CLEAR(*dict);
+    }
+    """
+    void aq_drop_dict(object op)
+
 cdef object _warn_unclosed = unclosed.warn_unclosed
 cdef object _NativeSocket = _socket.socket.__base__
 cdef int SOCK_NONBLOCK = _socket.SOCK_NONBLOCK
@@ -68,6 +80,7 @@ cdef class SocketTransport(TransportBase):
         if type(self) is SocketTransport or PyType_HasFeature(
                 type(self), Py_TPFLAGS_HEAPTYPE):
             raise TypeError("transports are made by the loop")
+        aq_drop_dict(self)      # 64 bytes of every connection, and seldom used
 
     def __init__(self):
         raise TypeError("transports are made by the loop")

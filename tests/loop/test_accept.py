@@ -90,6 +90,20 @@ async def test_addresses_are_known_after_the_end(family: str, tmp_path: Path) ->
 
 
 @pytest.mark.asyncio
+async def test_users_may_hang_things_on_a_transport(tmp_path: Path) -> None:
+    async with _accepted("ipv4", tmp_path) as (protocol, _peer, _):
+        transport: Any = protocol.transport
+        with pytest.raises(AttributeError):
+            _ = transport.of_mine
+        transport.of_mine = [transport]
+        assert transport.of_mine == [transport]
+        assert transport.__dict__["of_mine"] is transport.of_mine
+        transport.__dict__["more"] = 1
+        assert transport.more == 1
+        del transport.of_mine
+
+
+@pytest.mark.asyncio
 async def test_an_accepted_connection_can_be_half_closed(tmp_path: Path) -> None:
     async with _accepted("unix", tmp_path) as (protocol, peer, _):
         protocol.transport.write(b"all")
