@@ -243,7 +243,7 @@ def page(_options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def everything(_options: argparse.Namespace, rest: list[str]) -> int:
-    """Measure all that is on the page, for half an hour, and make it."""
+    """Measure all that is on the page, for forty minutes, and make it."""
     return measuring("everything", rest, "disk", "applications")
 
 
