@@ -419,7 +419,7 @@ def test_what_waits_for_its_turn_takes_no_memory(
     )
     waiting, after = map(int, out.split())
     assert waiting < 4
-    assert after < 32
+    assert after < 64, "some of it, which malloc keeps, and not that of all requests"
 
 
 def test_a_ring_that_is_full(uring: aioqemu.EventLoop, image: Path) -> None:
