@@ -163,14 +163,16 @@ def everywhere(steps: Steps, environment: Environment, rest: Sequence[str]) -> N
     CPython's tests of loops run on each backend. The project's own and what is about
     tasks run on the default backend: they have less to do with the interpreter, and the
     main one runs all on each backend, and on the control. Those of the engine and of
-    disks have nothing to do with asyncio: CI runs them on the oldest and the newest.
+    disks have nothing to do with asyncio: CI runs them on the oldest and the newest,
+    and there alone CPython's tests on each backend.
     """
     label = f"Python {environment.interpreter.version}"
     loops = ["tests/conformance", *(f"--ignore={path}" for path in LOOP_FREE)]
-    loops += ["--no-control", *rest]
-    steps.run(f"conformance on {label}", partial(pytest, environment, loops))
-    own = ["--fdmon", default_backend(environment), "--no-control", "-m", FAST]
     between = IN_CI and environment.interpreter.version in REQUIRED[:-1]
+    default = ["--fdmon", default_backend(environment)]
+    loops += ["--no-control", *(default if between else ()), *rest]
+    steps.run(f"conformance on {label}", partial(pytest, environment, loops))
+    own = [*default, "--no-control", "-m", FAST]
     own += [*(["tests/loop"] if between else OWN_TESTS), *LOOP_FREE, *rest]
     steps.run(f"tests on {label}", partial(pytest, environment, own))
 
