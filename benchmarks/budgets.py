@@ -23,7 +23,7 @@ class Budget:
     names: tuple[str, ...] = ()
     at_most: bool = False
     tolerance: float = 0.3
-    present: float | None = None
+    present: dict[str, float] = field(default_factory=dict)
     to: dict[str, float] = field(default_factory=dict)
     measure: str = "cpu"
     note: str = ""
