@@ -53,6 +53,9 @@ cdef class AioCore:
     cdef AioStats counts
     cdef aq_atomic_int notified    # somebody called notify() since the last wait
     cdef aq_atomic_int notify_me   # the home thread sleeps, or is about to
+    # Threads that will call wake() without the GIL; closing waits for them.  Raised with
+    # the GIL held, by who has seen then that the context is open.
+    cdef aq_atomic_int wakers
     cdef int[2] notifier
     cdef AioHandler *notifier_node
     cdef bint always_write         # fileno() was asked for: never elide a notification

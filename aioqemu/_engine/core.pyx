@@ -55,6 +55,7 @@ from aioqemu._sys.libc cimport POLLPRI
 from aioqemu._sys.libc cimport POLLRDHUP
 from aioqemu._sys.libc cimport S_ISDIR
 from aioqemu._sys.libc cimport S_ISREG
+from aioqemu._sys.libc cimport aq_nap
 from aioqemu._sys.libc cimport aq_now_ns
 from aioqemu._sys.libc cimport close
 from aioqemu._sys.libc cimport epoll_create1
@@ -178,6 +179,8 @@ cdef class AioCore:
     cdef int close_core(self) except -1:
         cdef int fd
         cdef bint child = self.fork_generation != fork_generation
+        while not child and aq_load(&self.wakers):
+            aq_nap()        # for no longer than a write to the notifier takes
         self.timers.clear()
         if self.service is not None:
             self.service.shut(child)

@@ -1,7 +1,8 @@
 """Calls in worker threads: run_in_executor and the life of the default executor.
 
-It knows concurrent.futures and nothing of fds or of the engine; what a worker thread
-hands back enters the loop through call_soon_threadsafe only.
+It knows concurrent.futures and nothing of fds or of the engine.  What a thread of the
+loop's own executor hands back comes by way of workers.pyx; from all others it enters the
+loop through call_soon_threadsafe only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 
+from .default_executor import DefaultExecutor
 from .private import iscoroutinefunction
 
 if TYPE_CHECKING:
@@ -82,10 +84,9 @@ class ExecutorMixin(LoopBase):
                 raise RuntimeError("Executor shutdown has been called")
             executor = self._default_executor
             if executor is None:
-                executor = concurrent.futures.ThreadPoolExecutor(
-                    thread_name_prefix="asyncio"
-                )
-                self._default_executor = executor
+                executor = self._default_executor = DefaultExecutor()
+            if type(executor) is DefaultExecutor:
+                return executor.pool.call(self, func, args)
         return asyncio.wrap_future(executor.submit(func, *args), loop=self)
 
     def set_default_executor(  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""The private parts of asyncio that the loop uses, all imported here.
+"""The private parts of asyncio (and one of threading) that the loop uses, all of them.
 
 Nothing else in aioqemu may import a name that asyncio does not document; other
 modules take it from this one.  So this page is the whole list of what a new Python
@@ -28,6 +28,11 @@ try:
     )
     from asyncio.format_helpers import extract_stack
 
+    # What a call in a thread raised, as its awaiter is to see it; changes with versions.
+    from asyncio.futures import (  # type: ignore[attr-defined]
+        _convert_future_exc as convert_future_exc,
+    )
+
     # Setting the result of a waiter that its task may have cancelled meanwhile.
     from asyncio.futures import (  # type: ignore[attr-defined]
         _set_result_unless_cancelled,
@@ -46,6 +51,11 @@ try:
     # the stubs of every type checker.
     from asyncio.coroutines import (  # type: ignore[attr-defined]  # isort: skip
         _is_debug_mode as is_debug_mode,
+    )
+
+    # Where concurrent.futures has its threads joined, before the interpreter's own.
+    from threading import (  # type: ignore[attr-defined]  # isort: skip
+        _register_atexit as register_threading_atexit,
     )
 
     # Asked, not used: when Process.wait() ends differs between patch releases.
@@ -78,10 +88,12 @@ __all__ = [
     "_set_result_unless_cancelled",
     "_set_running_loop",
     "constants",
+    "convert_future_exc",
     "events",
     "extract_stack",
     "format_callback_source",
     "is_debug_mode",
     "iscoroutinefunction",
     "logger",
+    "register_threading_atexit",
 ]

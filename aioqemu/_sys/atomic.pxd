@@ -8,6 +8,7 @@ cdef extern from *:
     static inline void aq_store(aq_atomic_int *p, int v) { atomic_store(p, v); }
     static inline int aq_exchange(aq_atomic_int *p, int v)
     { return atomic_exchange(p, v); }
+    static inline int aq_add(aq_atomic_int *p, int v) { return atomic_fetch_add(p, v); }
     static inline void aq_pause(void)
     {
     #if defined(__x86_64__) || defined(__i386__)
@@ -20,6 +21,7 @@ cdef extern from *:
     int aq_load(aq_atomic_int *p) noexcept nogil
     void aq_store(aq_atomic_int *p, int v) noexcept nogil
     int aq_exchange(aq_atomic_int *p, int v) noexcept nogil
+    int aq_add(aq_atomic_int *p, int v) noexcept nogil      # what it was
     void aq_pause() noexcept nogil
     # Have memory that is about to be written fetched; any address will do.
     void aq_prefetch(const void *p) noexcept nogil
