@@ -180,7 +180,8 @@ cdef class AioCore:
         cdef int fd
         cdef bint child = self.fork_generation != fork_generation
         while not child and aq_load(&self.wakers):
-            aq_nap()        # for no longer than a write to the notifier takes
+            with nogil:
+                aq_nap()    # for no longer than a write to the notifier takes
         self.timers.clear()
         if self.service is not None:
             self.service.shut(child)
