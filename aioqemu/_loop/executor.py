@@ -1,8 +1,8 @@
 """Calls in worker threads: run_in_executor and the life of the default executor.
 
-It knows concurrent.futures and nothing of fds or of the engine.  What a thread of the
-loop's own executor hands back comes by way of workers.pyx; from all others it enters the
-loop through call_soon_threadsafe only.
+It knows concurrent.futures and nothing of fds or of the engine.  What threads of the
+loop's own executor hand back comes by way of workers.pyx; from all others it enters
+the loop through call_soon_threadsafe only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The private parts of asyncio (and one of threading) that the loop uses, all of them.
+"""The private parts of asyncio, and one of threading, that the loop uses.
 
-Nothing else in aioqemu may import a name that asyncio does not document; other
-modules take it from this one.  So this page is the whole list of what a new Python
+Nothing else in aioqemu may import a name that they do not document; other modules
+take it from this one.  So this page is the whole list of what a new Python
 can break, and a missing name fails at import with one clear message.
 Knows nothing of the loop, of sockets or of the engine.
 """
@@ -28,7 +28,7 @@ try:
     )
     from asyncio.format_helpers import extract_stack
 
-    # What a call in a thread raised, as its awaiter is to see it; changes with versions.
+    # What a call in a thread raised, as its awaiter sees it; it changes with versions.
     from asyncio.futures import (  # type: ignore[attr-defined]
         _convert_future_exc as convert_future_exc,
     )

@@ -2,7 +2,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 from typing_extensions import disjoint_base
 
@@ -11,6 +11,10 @@ from ._typing import LoopBase
 _T = TypeVar("_T")
 
 def end_all() -> None: ...
+
+@final
+class WorkItem: ...
+
 @disjoint_base
 class WorkerPool:
     limit: int

@@ -20,6 +20,7 @@ from cpython.pythread cimport PyThread_release_lock
 from cpython.pythread cimport WAIT_LOCK
 from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
+from cython cimport final
 from cython cimport freelist
 from libc.stdint cimport int64_t
 
@@ -63,9 +64,10 @@ register_threading_atexit(end_all)
 os.register_at_fork(after_in_child=_pools.clear)
 
 
+@final
 @freelist(64)
 cdef class WorkItem:
-    pass
+    """A call in the making; nothing for programs."""
 
 
 def _deliver(WorkItem item not None):

@@ -84,8 +84,7 @@ async def test_a_daemon_threads_loop_has_daemons() -> None:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while thread.is_alive():
-        await asyncio.sleep(0.001)
+    await eventually(lambda: not thread.is_alive())
     assert seen == [True]
 
 

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.procs import run_script
 
-from .helpers import NEW_LOOP, collect_reports, is_ours, kind_of, new_like, one_pass
+from .helpers import (
+    NEW_LOOP,
+    collect_reports,
+    eventually,
+    is_ours,
+    kind_of,
+    new_like,
+    one_pass,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,12 +115,11 @@ def test_what_waits_can_be_cancelled_by_its_shutdown(
         release.wait(5)
 
     async def main() -> None:
-        _thread_made = await any_loop.run_in_executor(None, int)
+        await any_loop.run_in_executor(None, int)
         executor = _executor(any_loop)
         executor._max_workers = len(executor._threads)
         holding = [any_loop.run_in_executor(None, hold) for _ in executor._threads]
-        while executor._work_queue.qsize():
-            await asyncio.sleep(0.001)
+        await eventually(executor._work_queue.empty)
         waiting = [any_loop.run_in_executor(None, ran.append, n) for n in range(5)]
         submitted = executor.submit(ran.append, 5)
         executor.shutdown(wait=False, cancel_futures=True)
@@ -185,11 +192,11 @@ def test_a_dropped_executor_finishes_what_waits(
     release = threading.Event()
     ran: list[int] = []
 
-    async def main() -> list[asyncio.Future[Any]]:
-        calls = [loop.run_in_executor(None, release.wait, 5) for _ in range(40)]
-        return calls + [loop.run_in_executor(None, ran.append, n) for n in range(9)]
-
-    calls = loop.run_until_complete(main())
+    calls: list[asyncio.Future[Any]] = [
+        loop.run_in_executor(None, release.wait, 5) for _ in range(40)
+    ]
+    calls += [loop.run_in_executor(None, ran.append, n) for n in range(9)]
+    one_pass(loop)
     threads = list(_executor(loop)._threads)
     loop.close()  # does not wait
     del loop
@@ -204,13 +211,13 @@ def test_a_dropped_executor_finishes_what_waits(
 
 def test_a_loop_dropped_without_close_keeps_no_threads(loop: Any) -> None:
     # The stock loop of some versions is not collected in time.
-    other = new_like(loop)
-    thread = _thread(other)
-    context = weakref.ref(other)
+    others = [new_like(loop)]
+    thread = _thread(others[0])
+    ref = weakref.ref(others[0])
+    others.clear()
     with pytest.warns(ResourceWarning, match="unclosed"):
-        del other
         gc.collect()
-    assert context() is None
+    assert ref() is None
     _until(lambda: not thread.is_alive())
 
 
@@ -306,9 +313,7 @@ if sys.argv[2] == "closed":
 """
     for how in ("closed", "open"):
         options = () if how == "open" else ("-W", "error")
-        printed = run_script(
-            NEW_LOOP + script, kind_of(any_loop), how, options=options
-        )
+        printed = run_script(NEW_LOOP + script, kind_of(any_loop), how, options=options)
         assert printed == "True\n"
 
 
