@@ -23,6 +23,7 @@ class Budget:
     names: tuple[str, ...] = ()
     at_most: bool = False
     tolerance: float = 0.3
+    looks: bool = False
     present: dict[str, float] = field(default_factory=dict)
     to: dict[str, float] = field(default_factory=dict)
     measure: str = "cpu"
