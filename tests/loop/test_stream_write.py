@@ -10,6 +10,7 @@ import array
 import asyncio
 import os
 import socket
+import sys
 from typing import Any
 
 import pytest
@@ -372,6 +373,8 @@ async def test_streams_drain_waits_for_the_reader() -> None:
 
 
 async def test_writelines_with_a_bad_item_sends_nothing() -> None:
+    if sys.version_info >= (3, 12):
+        skip_control("finds it when it sends, and closes the connection")
     async with connected() as (transport, _, peer):
         for bad in ("text", 5, None, object()):
             with pytest.raises(TypeError):
