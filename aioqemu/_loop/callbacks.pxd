@@ -6,7 +6,10 @@ from libc.stdint cimport uint64_t
 from aioqemu._engine.context cimport AioContext
 
 cdef enum:
-    SCRATCH_SIZE = 256 * 1024
+    # What is received at once.  With the head of a bytes object it is below malloc's limit
+    # for memory that is mapped anew each time, and it is two full segments of loopback:
+    # what is echoed in pieces of 128 KiB leaves as two packets and a tiny one.
+    SCRATCH_SIZE = 130944
 
 ctypedef int (*FlushCallback)(void *owner) except -1
 

@@ -7,8 +7,6 @@ what they do, for exactly these classes, and leaves whatever is unusual to them.
 
 import asyncio
 
-from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.bytes cimport PyBytes_GET_SIZE
 from libc.string cimport memcpy
 
 cdef extern from "Python.h":
@@ -32,7 +30,7 @@ cdef bint is_stock(object protocol) except -1:
             and _Reader._wakeup_waiter is _wakeup)
 
 
-cdef bint feed_stock(object protocol, bytes data) except -1:
+cdef bint feed_stock(object protocol, const char *data, Py_ssize_t n) except -1:
     cdef Py_ssize_t size
     reader = protocol._stream_reader_wr
     if reader is not None:
@@ -43,9 +41,8 @@ cdef bint feed_stock(object protocol, bytes data) except -1:
     if not PyByteArray_CheckExact(buffer):
         return False
     size = PyByteArray_GET_SIZE(buffer)
-    PyByteArray_Resize(buffer, size + PyBytes_GET_SIZE(data))
-    memcpy(PyByteArray_AS_STRING(buffer) + size, PyBytes_AS_STRING(data),
-           PyBytes_GET_SIZE(data))
+    PyByteArray_Resize(buffer, size + n)
+    memcpy(PyByteArray_AS_STRING(buffer) + size, data, n)
     waiter = reader._waiter
     if waiter is not None:
         reader._waiter = None

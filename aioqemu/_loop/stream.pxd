@@ -31,6 +31,7 @@ cdef class StreamTransport(SocketTransport):
     cdef FlushNode flush_node
     # state
     cdef Feeding feeding           # decided when the protocol is set
+    cdef bint bulk                 # the last receive brought BULK_SIZE or more
     cdef bint blocked              # the socket is full: POLLOUT is wanted
     cdef bint eof_received         # and the protocol keeps the writing half
     cdef bint eof_sent             # write_eof() was called
@@ -42,7 +43,8 @@ cdef class StreamTransport(SocketTransport):
     cdef int _read_buffered(self) except -1
     cdef int _read_wire(self) except -1
     # Whether the data went to the protocol's reader, past the protocol.
-    cdef bint _feed(self, bytes data) except -1
+    cdef bint _feed_native(self, bytes data) except -1
+    cdef bint _feed_stock(self, const char *data, Py_ssize_t n) except -1
     cdef int _on_eof(self) except -1
     cdef int _write(self, object data) except -1
     cdef int _send_now(self) except -1

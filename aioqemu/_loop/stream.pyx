@@ -18,11 +18,13 @@ from cpython.buffer cimport PyBUF_SIMPLE
 from cpython.buffer cimport PyBUF_WRITABLE
 from cpython.buffer cimport PyBuffer_Release
 from cpython.buffer cimport PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.bytes cimport PyBytes_CheckExact
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
+from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
@@ -70,6 +72,13 @@ from aioqemu._loop.private import (
     constants,
     logger,
 )
+
+cdef extern from "Python.h":
+    PyObject *_new_bytes "PyBytes_FromStringAndSize"(const char *, Py_ssize_t) except NULL
+    int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
+
+cdef enum:
+    BULK_SIZE = 16384
 
 cdef object _BufferedProtocol = asyncio.BufferedProtocol
 cdef int SOCK_STREAM = _socket.SOCK_STREAM
@@ -296,12 +305,29 @@ cdef class StreamTransport(SocketTransport):
         return self.loop.context.mon.receive(self.node, buf, size)
 
     cdef int _read_data(self) except -1:
-        cdef char *buf = self.loop.scratch()
+        cdef PyObject *block
+        cdef char *buf
         cdef ssize_t n
-        n = self._receive(buf, SCRATCH_SIZE)
+        cdef bytes data = None
+        if self.bulk and self.feeding != FEED_STOCK:
+            # Much came last time: right into what the protocol gets, which costs a block
+            # that is cut where the scratch buffer costs a copy.
+            block = _new_bytes(NULL, SCRATCH_SIZE)
+            n = self._receive(PyBytes_AS_STRING(<object>block), SCRATCH_SIZE)
+            if n > 0 and n < SCRATCH_SIZE:
+                _PyBytes_Resize(&block, n)      # if it fails, the block is gone
+            data = <bytes>block
+            Py_DECREF(data)
+        else:
+            buf = self.loop.scratch()
+            n = self._receive(buf, SCRATCH_SIZE)
+            if n > 0:
+                if self.feeding == FEED_STOCK and self._feed_stock(buf, n):
+                    return 0
+                data = PyBytes_FromStringAndSize(buf, n)
+        self.bulk = n >= BULK_SIZE
         if n > 0:
-            data = PyBytes_FromStringAndSize(buf, n)
-            if self.feeding != FEED_CALLS and self._feed(data):
+            if self.feeding == FEED_NATIVE and self._feed_native(data):
                 return 0
             callback = self.data_received
             ctx = enter(self.ctx)
@@ -344,16 +370,23 @@ cdef class StreamTransport(SocketTransport):
             return 0
         return self._fatal_errno(<int>-n, "Fatal read error on socket transport")
 
-    cdef bint _feed(self, bytes data) except -1:
+    cdef bint _feed_native(self, bytes data) except -1:
         cdef StreamReader reader
         # This runs no code of users, so no context is entered.
         try:
-            if self.feeding == FEED_STOCK:
-                return feed_stock(self.protocol, data)
             reader = (<StreamReaderProtocol>self.protocol).direct_reader()
             if reader is None:
                 return False
             reader.feed(data)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+        return True
+
+    cdef bint _feed_stock(self, const char *data, Py_ssize_t n) except -1:
+        try:
+            return feed_stock(self.protocol, data, n)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:

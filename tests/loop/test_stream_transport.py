@@ -7,6 +7,7 @@ on the stock loop, through the hook.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from typing import Any
@@ -39,6 +40,38 @@ async def test_data_arrives_whole_and_in_order(family: str) -> None:
                 await asyncio.sleep(0)
         await eventually(lambda: len(protocol.data) == len(sent))
         assert protocol.data == sent
+
+
+@FAMILIES
+async def test_what_was_received_is_nobody_elses(family: str) -> None:
+    """Large and small ones take different ways into what the protocol gets."""
+
+    class Keeps(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept: list[bytes] = []
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            assert type(data) is bytes
+            self.kept.append(data)
+
+    async with connected(family, Keeps) as (_, protocol, peer):
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        sent = b""
+        for size in (1 << 17, 1, 100_000, 16_384, 16_383, 40_000, 1 << 18, 5):
+            part = memoryview(os.urandom(size))
+            sent += part
+            while part:
+                with contextlib.suppress(BlockingIOError):
+                    part = part[peer.send(part) :]
+                await asyncio.sleep(0)
+            await eventually(lambda: len(protocol.data) == len(sent))  # noqa: B023
+        peer.close()
+        await protocol.lost
+        assert max(map(len, protocol.kept)) > 16_384
+        assert b"".join(protocol.kept) == sent
+        assert protocol.calls == ["made", "data", "eof", "lost"]
 
 
 @FAMILIES
