@@ -52,8 +52,9 @@ cdef class AioCore:
     cdef TimerHeap timers
     cdef AioStats counts
     cdef aq_atomic_int notified    # somebody called notify() since the last wait
-    cdef aq_atomic_int notify_me   # the home thread sleeps, or is about to
-    # Threads that will call wake() without the GIL; closing waits for them.  Raised with
+    # The home thread sleeps, or is about to, and nobody has undertaken to wake it.
+    cdef aq_atomic_int notify_me
+    # Threads that will call signal() without the GIL; closing waits for them.  Raised with
     # the GIL held, by who has seen then that the context is open.
     cdef aq_atomic_int wakers
     cdef int[2] notifier
@@ -103,6 +104,10 @@ cdef class AioCore:
     # Make the next (or running) wait return.  Any thread, with or without the GIL, and
     # signal handlers: no lock, no allocation.
     cdef void wake(self) noexcept nogil
+    # The two halves of that.  After True the caller owes a call of signal(), at once: others
+    # rely on it.
+    cdef bint claim_wake(self) noexcept nogil
+    cdef void signal(self) noexcept nogil
     # A deadline has become nearer: a sleeper must learn of it.
     cdef inline void sooner(self) noexcept:
         if aq_load(&self.notify_me) or (self.always_write and not self.driven):

@@ -6,9 +6,12 @@ a pass, nothing of asyncio or files.
 Waking (QEMU's protocol).  A sleeper announces `notify_me`, then looks at `notified`, then
 sleeps.  A waker sets `notified`, then looks at `notify_me`, and writes the eventfd only if
 it is set.  Both orders are sequentially consistent, so at least one of the two sees the
-other: no wake-up is lost, and none costs a system call while the loop is awake.  The
-shortcut "do not write if already notified" would be wrong: the one who set the flag may
-not have written yet.
+other: no wake-up is lost, and none costs a system call while the loop is awake.
+
+Beyond QEMU, who finds `notify_me` set takes it away, and then must write: others need not,
+who come until the sleeper has the GIL again, which is thousands of calls if they hold it.
+The shortcut "do not write if already notified" would be wrong: the one who set that flag
+may have found the loop awake.
 """
 
 import os
@@ -37,6 +40,7 @@ from aioqemu._engine.types cimport AIO_OWNER_LOOP
 from aioqemu._engine.types cimport AIO_OWNER_TRANSPORT
 from aioqemu._engine.types cimport AioCallback
 from aioqemu._engine.types cimport AioHandler
+from aioqemu._sys.atomic cimport aq_exchange
 from aioqemu._sys.atomic cimport aq_load
 from aioqemu._sys.atomic cimport aq_pause
 from aioqemu._sys.atomic cimport aq_store
@@ -384,11 +388,18 @@ cdef class AioCore:
     # -- waking -----------------------------------------------------------------------
 
     cdef void wake(self) noexcept nogil:
+        if self.claim_wake():
+            self.signal()
+
+    cdef bint claim_wake(self) noexcept nogil:
         # Pairs with the announcement in wait(); see the head of this file.
         aq_store(&self.notified, 1)
-        if aq_load(&self.notify_me) or self.always_write:
-            self.counts.notify_writes += 1
-            notifier_set(self.notifier[1])
+        return self.always_write or (
+            aq_load(&self.notify_me) and aq_exchange(&self.notify_me, 0))
+
+    cdef void signal(self) noexcept nogil:
+        self.counts.notify_writes += 1
+        notifier_set(self.notifier[1])
 
     def notify(self):
         """Make the running, or else the next, wait return (`aio_notify`).  Any thread."""

@@ -29,7 +29,6 @@ cdef class LoopCallbacks:
     cdef bint stopping
     cdef bint closed
     cdef bint debug
-    cdef bint told                 # a worker has woken the loop, or will, since it slept
     cdef bint in_pass              # output waits for the end of the callback
     cdef unsigned long thread      # ident of the running thread, 0 if not running
     cdef FlushNode *flush_head

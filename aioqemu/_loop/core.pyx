@@ -144,7 +144,6 @@ cdef class LoopCore(LoopFds):
                     or ctx.mon.one_shot and ctx.mon.has_work())
         if look:
             ctx.wait(timeout)
-        self.told = False
         ctx.dispatch_all(not queued)
         if look:
             self.blind_passes = 0

@@ -294,7 +294,7 @@ cdef class WorkerPool:
                 self.idle += 1
                 with nogil:
                     if owed != NULL:
-                        (<AioCore>owed).wake()
+                        (<AioCore>owed).signal()
                         aq_add(&(<AioCore>owed).wakers, -1)
                     PyThread_acquire_lock(me.lock, WAIT_LOCK)
                 owed = NULL
@@ -309,7 +309,7 @@ cdef class WorkerPool:
                 continue
             if owed != NULL:
                 # Now: the next call may take its time.
-                (<AioCore>owed).wake()
+                (<AioCore>owed).signal()
                 aq_add(&(<AioCore>owed).wakers, -1)
                 owed = NULL
             if aq_now_ns() - began >= TURN_NS:
@@ -317,7 +317,7 @@ cdef class WorkerPool:
                     pass
                 began = aq_now_ns()
         if owed != NULL:
-            (<AioCore>owed).wake()
+            (<AioCore>owed).signal()
             aq_add(&(<AioCore>owed).wakers, -1)
         PyThread_free_lock(me.lock)
         self.living -= 1
@@ -357,10 +357,8 @@ cdef class WorkerPool:
         handle = new_handle(loop, _deliver_, <PyObject *>item, NULL, NULL, None, None)
         loop.append(<PyObject *>handle)
         ctx = loop.context
-        if ctx.always_write:
-            ctx.wake()
-        elif aq_load(&ctx.notify_me) and not loop.told:
-            loop.told = True     # who comes until then need not do it
+        # With the GIL held, the loop sleeps if it says so, or else will look at its queue.
+        if (aq_load(&ctx.notify_me) or ctx.always_write) and ctx.claim_wake():
             aq_add(&ctx.wakers, 1)
             return <void *>ctx
         return NULL
