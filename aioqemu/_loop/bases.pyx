@@ -172,9 +172,8 @@ cdef object _make(bytes name, tuple parents, Py_ssize_t size, void *dealloc,
     return PyType_FromSpecWithBases(&spec, parents)
 
 
-cdef object _handle(bytes name, object base, Py_ssize_t size):
-    # The fields that the collector may see before ours start lie over the slots.
-    if base.__basicsize__ > AQ_HANDLE_SLOTS_END:
+cdef object _handle(bytes name, object base, Py_ssize_t slots, Py_ssize_t size):
+    if base.__basicsize__ > slots:
         raise ImportError(f"{base.__name__} has more slots than aioqemu knows of")
     return _make(name, (base,), size, <void *>_handle_dealloc,
                  <void *>aq_handle_traverse, <void *>_handle_clear)
@@ -215,9 +214,12 @@ cdef object _protocol(bytes name, tuple parents):
 
 cdef extern from *:
     """
-    #define AQ_HANDLE_SLOTS_END ((Py_ssize_t)offsetof(AqHandleObject, scratch))
+    /* Where the slots of each class end. */
+    #define AQ_HANDLE_SLOTS ((Py_ssize_t)offsetof(AqHandleObject, a0))
+    #define AQ_TIMER_SLOTS ((Py_ssize_t)offsetof(AqHandleObject, a2))
     """
-    Py_ssize_t AQ_HANDLE_SLOTS_END
+    Py_ssize_t AQ_HANDLE_SLOTS
+    Py_ssize_t AQ_TIMER_SLOTS
 
 # The names end in static storage: older Pythons keep the pointer.
 cdef bytes _N1 = b"aioqemu._loop.bases.HandleBase"
@@ -229,8 +231,9 @@ cdef bytes _N6 = b"aioqemu._loop.bases.WriteTransportBase"
 cdef bytes _N7 = b"aioqemu._loop.bases.FlowTransportBase"
 cdef bytes _N8 = b"aioqemu._loop.bases.ProtocolBase"
 
-HandleBase = _handle(_N1, asyncio.Handle, sizeof(AqHandleObject))
-TimerHandleBase = _handle(_N2, asyncio.TimerHandle, sizeof(AqTimerObject))
+HandleBase = _handle(_N1, asyncio.Handle, AQ_HANDLE_SLOTS, sizeof(AqHandleObject))
+TimerHandleBase = _handle(
+    _N2, asyncio.TimerHandle, AQ_TIMER_SLOTS, sizeof(AqTimerObject))
 TransportBase = _transport(_N3, (asyncio.Transport,))
 # asyncio's datagram transports are Transports as well, and programs check for it.
 DatagramTransportBase = _transport(

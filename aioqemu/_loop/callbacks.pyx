@@ -14,7 +14,6 @@ from cpython.object cimport PyTypeObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
-from cpython.ref cimport Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_SIZE
 from cython cimport embedsignature
 from libc.math cimport ceil
@@ -31,6 +30,7 @@ from aioqemu._loop.handles cimport HANDLE_TIMER
 from aioqemu._loop.handles cimport Handle
 from aioqemu._loop.handles cimport TimerHandle
 from aioqemu._loop.handles cimport handle_call
+from aioqemu._loop.handles cimport handle_leave
 from aioqemu._loop.handles cimport new_handle
 from aioqemu._loop.handles cimport new_timer_handle
 from aioqemu._loop.layouts cimport AqHandleObject
@@ -177,7 +177,7 @@ cdef class LoopCallbacks:
             self.ready_head = (<AqHandleObject *>op).next
             (<AqHandleObject *>op).next = NULL
             (<AqHandleObject *>op).flags &= ~<uint32_t>HANDLE_QUEUED
-            Py_XDECREF(op)
+            handle_leave(op)
         self.ready_tail = NULL
         self._n_ready = 0
         return 0
@@ -471,7 +471,7 @@ cdef class LoopCallbacks:
             h.flags &= ~<uint32_t>HANDLE_QUEUED
             self._n_ready -= 1
             if h.flags & HANDLE_CANCELLED:
-                Py_DECREF(<object>op)
+                handle_leave(op)
                 continue
             self.callbacks += 1
             try:
@@ -480,7 +480,7 @@ cdef class LoopCallbacks:
                 elif handle_call(h) < 0:
                     self.handle_failed(<object>op)
             finally:
-                Py_DECREF(<object>op)
+                handle_leave(op)
                 if self.flush_head != NULL:
                     self.flush_all()
         return 0

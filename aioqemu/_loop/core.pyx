@@ -210,11 +210,16 @@ cdef extern from *:
     static traverseproc aq_core_traverse;
     static inline void aq_core_traverse_set(PyTypeObject *t, traverseproc f)
     { aq_core_traverse = t->tp_traverse; t->tp_traverse = f; }
+    static inline int aq_traverse(PyObject *op, visitproc visit, void *arg)
+    { return Py_TYPE(op)->tp_traverse(op, visit, arg); }
     """
     # Not Cython's own declarations: those call -1 an exception, the collector does not.
     ctypedef int (*visitproc)(PyObject *, void *) noexcept
     ctypedef int (*traverseproc)(PyObject *, visitproc, void *) noexcept
     int aq_core_traverse(PyObject *op, visitproc visit, void *arg) noexcept
+    int aq_traverse(PyObject *op, visitproc visit, void *arg) noexcept
+    bint PyObject_GC_IsTracked(PyObject *) noexcept
+    Py_ssize_t Py_REFCNT(PyObject *) noexcept
     void aq_core_traverse_set(PyTypeObject *t, traverseproc f)
 
 
@@ -225,7 +230,12 @@ cdef int _traverse(PyObject *op, visitproc visit, void *arg) noexcept:
     cdef int err = aq_core_traverse(op, visit, arg)
     handle = loop.ready_head
     while err == 0 and handle != NULL:
-        err = visit(handle, arg)
+        if PyObject_GC_IsTracked(handle):
+            err = visit(handle, arg)
+        elif Py_REFCNT(handle) == 1:
+            # A part of the loop, so to speak.  One that others have, too, keeps what it
+            # refers to, and the loop, until it has left the queue.
+            err = aq_traverse(handle, visit, arg)
         handle = (<AqHandleObject *>handle).next
     node = loop.flush_head
     while err == 0 and node != NULL:

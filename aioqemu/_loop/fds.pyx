@@ -21,6 +21,7 @@ from aioqemu._loop.callbacks cimport LoopCallbacks
 from aioqemu._loop.handles cimport HANDLE_CANCELLED
 from aioqemu._loop.handles cimport Handle
 from aioqemu._loop.handles cimport handle_call
+from aioqemu._loop.handles cimport handle_track
 from aioqemu._loop.handles cimport new_handle
 from aioqemu._loop.layouts cimport AqHandleObject
 from aioqemu._sys.classes cimport refuse_new
@@ -177,6 +178,7 @@ cdef class LoopFds(LoopCallbacks):
             self._renew()
         node = self.context.lookup(fd)
         handle = new_handle(self, callback, NULL, NULL, NULL, args if args else None, None)
+        handle_track(<PyObject *>handle)
         if self.debug:
             (<Handle>handle)._source_traceback = extract_stack(sys._getframe())
         if node != NULL and node.owner == AIO_OWNER_CONTEXT:
@@ -244,6 +246,7 @@ cdef class LoopFds(LoopCallbacks):
                 watch = <FdWatch>opaque
                 if watch.sock() is sock and not node.queued:
                     handle = new_handle(self, callback, NULL, NULL, NULL, args, None)
+                    handle_track(<PyObject *>handle)
                     if self.debug:
                         handle._source_traceback = extract_stack(sys._getframe())
                     node.owner = AIO_OWNER_LOOP

@@ -26,10 +26,14 @@ cdef class TimerHandle(TimerHandleBase):
 
 # `args` is used for more than three arguments, else a, b, c as far as they are not NULL.
 # A context of NULL: a copy of the current one.  All references are taken, none stolen.
+# The collector does not know a new Handle, nor does it while the ready queue has it: it
+# would look at thousands of them again and again, for no end, as what is queued is no
+# garbage.  Who keeps it elsewhere calls handle_track().
 cdef Handle new_handle(object loop, object callback, PyObject *a, PyObject *b,
                        PyObject *c, tuple args, object context)
 cdef TimerHandle new_timer_handle(object loop, object callback, tuple args,
                                   object context, double when)
+cdef void handle_track(PyObject *handle) noexcept
 cdef tuple handle_args(AqHandleObject *h)
 # Wakes the threads that wait for the end of a callback.  No exception may be set.
 cdef void handle_ended(AqHandleObject *h) noexcept
@@ -42,7 +46,15 @@ cdef extern from "Python.h":
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
     void PyErr_Restore(PyObject *, PyObject *, PyObject *)
-    void Py_DecRef(PyObject *)
+    void Py_DecRef "Py_DECREF"(PyObject *)
+    Py_ssize_t Py_REFCNT(PyObject *)
+
+
+# Drop the ready queue's reference; should anybody else have one, the collector must know.
+cdef inline void handle_leave(PyObject *handle) noexcept:
+    if Py_REFCNT(handle) > 1:
+        handle_track(handle)
+    Py_DecRef(handle)
 
 
 # Call it in its context.  0, or -1 with what it raised set; inline, because it is the

@@ -26,6 +26,7 @@ cdef extern from "Python.h":
     PyObject *PyObject_Init(PyObject *, PyTypeObject *)
     void PyObject_GC_Track(void *)
     void PyObject_GC_UnTrack(void *)
+    bint PyObject_GC_IsTracked(PyObject *)
     void PyObject_ClearWeakRefs(PyObject *)
 
 cdef extern from *:
@@ -304,6 +305,11 @@ cdef int _cancel(object handle) except -1:
     return 0
 
 
+cdef void handle_track(PyObject *op) noexcept:
+    if not PyObject_GC_IsTracked(op):
+        PyObject_GC_Track(op)
+
+
 cdef tuple handle_args(AqHandleObject *h):
     if h.callback == NULL:
         return None
@@ -388,11 +394,11 @@ cdef Handle new_handle(object loop, object callback, PyObject *a, PyObject *b,
         op = PyObject_Init(free_handles[n_free_handles], HANDLE_TYPE)
         (<AqHandleObject *>op).flags = 0
         (<AqHandleObject *>op).nargs = 0
-        PyObject_GC_Track(op)
         handle = <Handle>op
         Py_DECREF(handle)    # PyObject_Init gave one reference, the cast took another
     else:
         handle = Handle.__new__(Handle)
+        PyObject_GC_UnTrack(<void *>handle)
     _fill(<AqHandleObject *><PyObject *>handle, loop, callback, a, b, c, args, context)
     return handle
 

@@ -10,8 +10,9 @@ cdef extern from *:
     #ifndef AQ_SHIMS
     #define AQ_SHIMS
     #include <stdint.h>
-    /* Over the seven words of asyncio.Handle's slots and the two of TimerHandle's, plus
-     * the weak reference list where that lies in the object (Python 3.11). */
+    /* Over the seven words of asyncio.Handle's slots and the two of TimerHandle's, between
+     * which Python 3.11 has the list of weak references. Who reads a slot all the same
+     * finds an object or NULL in each. */
     typedef struct {
         PyObject_HEAD
         PyObject *callback;   /* NULL once cancelled */
@@ -20,8 +21,10 @@ cdef extern from *:
         PyObject *traceback;  /* where it was made, in debug mode; else NULL */
         PyObject *args;       /* a tuple if nargs > 3; else NULL */
         PyObject *text;       /* repr of before it was cancelled, in debug mode */
-        void *unused[4];
-        PyObject *scratch;    /* vectorcall may write before the first argument */
+        PyObject *before;     /* vectorcall may write before the first argument */
+    #if PY_VERSION_HEX < 0x030c0000
+        PyObject *weakrefs;
+    #endif
         PyObject *a0;
         PyObject *a1;
         PyObject *a2;
@@ -52,7 +55,6 @@ cdef extern from *:
         PyObject *traceback
         PyObject *args
         PyObject *text
-        PyObject *scratch
         PyObject *a0
         PyObject *a1
         PyObject *a2

@@ -274,6 +274,36 @@ def test_notify_writes_only_when_the_loop_may_sleep(loop: EventLoop) -> None:
     assert after["notify_writes"] - before["notify_writes"] <= calls / 10
 
 
+def test_one_of_many_calls_wakes_a_sleeping_loop(loop: EventLoop) -> None:
+    """The loop cannot run between them: the thread keeps the GIL."""
+    calls = 2000
+    seen: list[int] = []
+    written: list[int] = []
+
+    def produce() -> None:
+        while not loop.stats()["gil_releases"] > before:
+            time.sleep(0.001)
+        time.sleep(0.01)  # it sleeps by now
+        writes = loop.stats()["notify_writes"]
+        for number in range(calls):
+            loop.call_soon_threadsafe(seen.append, number)
+        written.append(loop.stats()["notify_writes"] - writes)
+        loop.call_soon_threadsafe(loop.stop)
+
+    before = loop.stats()["gil_releases"]
+    thread = threading.Thread(target=produce)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(10)
+    try:
+        thread.start()
+        loop.run_forever()
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert seen == list(range(calls))
+    assert written == [1]
+
+
 def test_two_contexts_in_two_threads(fdmon: str) -> None:
     # Each wakes the other: a ping-pong over two blocked polls.
     rounds = 300

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from .helpers import on_loop, one_pass
+from .helpers import new_like, on_loop, one_pass
 
 VAR: contextvars.ContextVar[str] = contextvars.ContextVar("VAR", default="outer")
 
@@ -222,6 +222,51 @@ def test_cancel_releases_the_callback_at_once(
     gc.collect()
     assert [ref() for ref in alive] == [None, None]
     one_pass(any_loop)
+
+
+@pytest.mark.parametrize("way", ["run", "closed"])
+def test_a_kept_handle_is_seen_by_the_collector(
+    any_loop: asyncio.AbstractEventLoop, way: str
+) -> None:
+    """Queued handles are left out of its work; afterwards they may be in a cycle."""
+
+    class Owner:
+        handle: asyncio.Handle
+
+        def call(self) -> None:
+            """Do nothing."""
+
+    loop = new_like(any_loop)
+    owner = Owner()
+    owner.handle = loop.call_soon(owner.call)
+    alive = weakref.ref(owner)
+    del owner
+    gc.collect()
+    assert alive() is not None, "the queue has it"
+    if way == "run":
+        one_pass(loop)
+    loop.close()
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_dropped_loop_goes_with_what_is_queued(
+    any_loop: asyncio.AbstractEventLoop,
+) -> None:
+    class Callback:
+        def __call__(self) -> None:
+            """Do nothing."""
+
+    loop = new_like(any_loop)
+    callback = Callback()
+    alive = weakref.ref(callback)
+    loop.call_soon(callback)
+    loop.call_soon(loop.stop)
+    del callback
+    with pytest.warns(ResourceWarning):
+        del loop
+        gc.collect()
+    assert alive() is None
 
 
 def test_handles_are_asyncio_handles(any_loop: asyncio.AbstractEventLoop) -> None:
