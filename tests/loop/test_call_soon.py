@@ -12,11 +12,14 @@ import gc
 import os
 import sys
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .helpers import new_like, on_loop, one_pass
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 VAR: contextvars.ContextVar[str] = contextvars.ContextVar("VAR", default="outer")
 
@@ -250,6 +253,11 @@ def test_a_kept_handle_is_seen_by_the_collector(
     assert alive() is None
 
 
+def _collect_after(call: Callable[[], object]) -> None:
+    call()
+    gc.collect()
+
+
 def test_a_dropped_loop_goes_with_what_is_queued(
     any_loop: asyncio.AbstractEventLoop,
 ) -> None:
@@ -257,16 +265,17 @@ def test_a_dropped_loop_goes_with_what_is_queued(
         def __call__(self) -> None:
             """Do nothing."""
 
-    loop = new_like(any_loop)
-    callback = Callback()
-    alive = weakref.ref(callback)
-    loop.call_soon(callback)
-    loop.call_soon(loop.stop)
-    del callback
+    alive = []
+
+    def drop() -> None:
+        loop, callback = new_like(any_loop), Callback()
+        alive.append(weakref.ref(callback))
+        loop.call_soon(callback)
+        loop.call_soon(loop.stop)
+
     with pytest.warns(ResourceWarning):
-        del loop
-        gc.collect()
-    assert alive() is None
+        _collect_after(drop)
+    assert alive[0]() is None
 
 
 def test_handles_are_asyncio_handles(any_loop: asyncio.AbstractEventLoop) -> None:
