@@ -95,7 +95,7 @@ cdef extern from *:
     #ifndef AIOQEMU_TIMER
     #define AIOQEMU_TIMER
     #include <stdint.h>
-    /* In C, because handles embed it in a layout that C lays down (shims.pxd). */
+    /* In C, because handles embed it in a layout that C lays down (layouts.pxd). */
     typedef struct AioTimer {
         int64_t deadline_ns;      /* CLOCK_MONOTONIC */
         Py_ssize_t index;         /* >= 0: place in the heap; TIMER_IDLE; TIMER_DUE */

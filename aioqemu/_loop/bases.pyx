@@ -7,7 +7,7 @@ itself, and recurse without end.  So between the two stands a type of our own, m
 whose three functions are written by hand; Cython's generated ones end in them.
 
 Handles put their fields over the words of asyncio's slots, which stay unused: every slot
-has a property of the same name in the subclass.  Where each field lies is in shims.pxd.
+has a property of the same name in the subclass.  Where each field lies is in layouts.pxd.
 """
 
 import asyncio
@@ -61,7 +61,6 @@ cdef extern from *:
         Py_CLEAR(h->context);
         Py_CLEAR(h->loop);
         Py_CLEAR(h->traceback);
-        Py_CLEAR(h->args);
         Py_CLEAR(h->text);
         Py_CLEAR(h->a0);
         Py_CLEAR(h->a1);
@@ -74,7 +73,6 @@ cdef extern from *:
         Py_VISIT(h->context);
         Py_VISIT(h->loop);
         Py_VISIT(h->traceback);
-        Py_VISIT(h->args);
         Py_VISIT(h->text);
         Py_VISIT(h->a0);
         Py_VISIT(h->a1);
@@ -215,8 +213,8 @@ cdef object _protocol(bytes name, tuple parents):
 cdef extern from *:
     """
     /* Where the slots of each class end. */
-    #define AQ_HANDLE_SLOTS ((Py_ssize_t)offsetof(AqHandleObject, a0))
-    #define AQ_TIMER_SLOTS ((Py_ssize_t)offsetof(AqHandleObject, a2))
+    #define AQ_HANDLE_SLOTS ((Py_ssize_t)offsetof(AqHandleObject, loop))
+    #define AQ_TIMER_SLOTS ((Py_ssize_t)offsetof(AqHandleObject, nargs))
     """
     Py_ssize_t AQ_HANDLE_SLOTS
     Py_ssize_t AQ_TIMER_SLOTS

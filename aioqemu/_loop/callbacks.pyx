@@ -439,7 +439,7 @@ cdef class LoopCallbacks:
         cdef char *there = self.context.timers.later()
         if there != NULL:
             there -= sizeof(AqHandleObject)      # where its handle begins
-            for i in range(5):
+            for i in range(4):
                 aq_prefetch(there - 48 + 64 * i)
         for _ in range(3):
             op = (<AqHandleObject *>op).next
@@ -466,7 +466,6 @@ cdef class LoopCallbacks:
             else:
                 aq_prefetch(<char *>h.next)
                 aq_prefetch(<char *>h.next + 64)
-                aq_prefetch(<char *>h.next + 128)
             h.next = NULL
             h.flags &= ~<uint32_t>HANDLE_QUEUED
             self._n_ready -= 1

@@ -24,7 +24,7 @@ cdef class Handle(HandleBase):
 cdef class TimerHandle(TimerHandleBase):
     pass
 
-# `args` is used for more than three arguments, else a, b, c as far as they are not NULL.
+# `args` is for more than three arguments, else a, b, c as far as they are not NULL.
 # A context of NULL: a copy of the current one.  All references are taken, none stolen.
 # The collector does not know a new Handle, nor does it while the ready queue has it: it
 # would look at thousands of them again and again, for no end, as what is queued is no
@@ -46,7 +46,7 @@ cdef extern from "Python.h":
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
     void PyErr_Restore(PyObject *, PyObject *, PyObject *)
-    void Py_DecRef "Py_DECREF"(PyObject *)
+    void aq_drop "Py_DECREF" (PyObject *)      # the macro, on a pointer
     Py_ssize_t Py_REFCNT(PyObject *)
 
 
@@ -54,13 +54,14 @@ cdef extern from "Python.h":
 cdef inline void handle_leave(PyObject *handle) noexcept:
     if Py_REFCNT(handle) > 1:
         handle_track(handle)
-    Py_DecRef(handle)
+    aq_drop(handle)
 
 
 # Call it in its context.  0, or -1 with what it raised set; inline, because it is the
 # one step that every callback takes.  The caller keeps the handle alive.
 cdef inline int handle_call(AqHandleObject *h) noexcept:
     cdef PyObject *result
+    cdef PyObject *args[4]
     cdef PyObject *t = NULL
     cdef PyObject *v = NULL
     cdef PyObject *tb = NULL
@@ -70,13 +71,18 @@ cdef inline int handle_call(AqHandleObject *h) noexcept:
         return -1
     h.flags |= HANDLE_RUNNING
     if h.nargs <= 3:
+        # On the stack there is a place before the first argument, which the callee may
+        # write to: a bound method puts its self there.
+        args[1] = h.a0
+        args[2] = h.a1
+        args[3] = h.a2
         result = PyObject_Vectorcall(
-            h.callback, &h.a0, h.nargs | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+            h.callback, args + 1, h.nargs | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
     else:
-        result = PyObject_Call(h.callback, h.args, NULL)
+        result = PyObject_Call(h.callback, h.a0, NULL)
     h.flags &= ~<unsigned int>HANDLE_RUNNING
     if result != NULL:
-        Py_DecRef(result)
+        aq_drop(result)
         if h.flags & HANDLE_AWAITED:
             handle_ended(h)
         return PyContext_Exit(h.context)

@@ -1,4 +1,4 @@
-"""Handle and TimerHandle.  Contract in handles.pxd, layout in shims.pxd.
+"""Handle and TimerHandle.  Contract in handles.pxd, layout in layouts.pxd.
 
 Knows no loop: a handle keeps its loop only to hand it out and to ask for debug mode.
 Both classes have a free list of their own (Cython's are not for subtypes), so they
@@ -45,7 +45,6 @@ cdef extern from *:
             t = h->a0; h->a0 = NULL; Py_XDECREF(t);
             t = h->a1; h->a1 = NULL; Py_XDECREF(t);
             t = h->a2; h->a2 = NULL; Py_XDECREF(t);
-            t = h->args; h->args = NULL; Py_XDECREF(t);
         }
         Py_CLEAR(h->traceback);
         Py_CLEAR(h->text);
@@ -299,9 +298,6 @@ cdef int _cancel(object handle) except -1:
         old = h.a2
         h.a2 = NULL
         Py_XDECREF(old)
-        old = h.args
-        h.args = NULL
-        Py_XDECREF(old)
     return 0
 
 
@@ -321,7 +317,7 @@ cdef tuple handle_args(AqHandleObject *h):
         return (<object>h.a0, <object>h.a1)
     if h.nargs == 3:
         return (<object>h.a0, <object>h.a1, <object>h.a2)
-    return <tuple>h.args
+    return <tuple>h.a0
 
 
 cdef int _run_reporting(object handle) except -1:
@@ -366,7 +362,7 @@ cdef int _fill(AqHandleObject *h, object loop, object callback, PyObject *a, PyO
         else:
             h.nargs = <unsigned int>len(args) + 4   # told from inline ones by being > 3
             Py_INCREF(args)
-            h.args = <PyObject *>args
+            h.a0 = <PyObject *>args
     else:
         Py_XINCREF(a)
         h.a0 = a

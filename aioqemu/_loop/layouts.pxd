@@ -10,24 +10,22 @@ cdef extern from *:
     #ifndef AQ_SHIMS
     #define AQ_SHIMS
     #include <stdint.h>
-    /* Over the seven words of asyncio.Handle's slots and the two of TimerHandle's, between
-     * which Python 3.11 has the list of weak references. Who reads a slot all the same
-     * finds an object or NULL in each. */
+    /* The first nine words lie over the seven of asyncio.Handle's slots and the two of
+     * TimerHandle's (in Python 3.11 with the weak references between them).  So only
+     * objects or NULL may stand there: asyncio's own descriptors can read them. */
     typedef struct {
         PyObject_HEAD
         PyObject *callback;   /* NULL once cancelled */
         PyObject *context;
-        PyObject *loop;
-        PyObject *traceback;  /* where it was made, in debug mode; else NULL */
-        PyObject *args;       /* a tuple if nargs > 3; else NULL */
-        PyObject *text;       /* repr of before it was cancelled, in debug mode */
-        PyObject *before;     /* vectorcall may write before the first argument */
-    #if PY_VERSION_HEX < 0x030c0000
-        PyObject *weakrefs;
-    #endif
-        PyObject *a0;
+        PyObject *a0;         /* or the tuple of the arguments, if nargs > 3 */
         PyObject *a1;
         PyObject *a2;
+        PyObject *traceback;  /* where it was made, in debug mode; else NULL */
+        PyObject *text;       /* repr of before it was cancelled, in debug mode */
+    #if PY_VERSION_HEX < 0x030C0000
+        PyObject *weak;       /* the interpreter's, which looks for it here */
+    #endif
+        PyObject *loop;
         PyObject *next;       /* in the ready queue; the queue has a reference */
         uint32_t nargs;
         uint32_t flags;
@@ -51,13 +49,12 @@ cdef extern from *:
     ctypedef struct AqHandleObject:
         PyObject *callback
         PyObject *context
-        PyObject *loop
-        PyObject *traceback
-        PyObject *args
-        PyObject *text
         PyObject *a0
         PyObject *a1
         PyObject *a2
+        PyObject *traceback
+        PyObject *text
+        PyObject *loop
         PyObject *next
         uint32_t nargs
         uint32_t flags
