@@ -26,9 +26,10 @@ _uring_refusal: list[OSError | None] = []
 def uring_refusal(*, again: bool = False) -> OSError | None:
     """Why io_uring cannot serve in this process, or None if it can.
 
-    The kernel is asked once; `again` asks anew.
+    The kernel is asked once, with a ring that is made for that and dropped, which costs
+    as much as the life of a small loop. `again` asks anew if the answer was no.
     """
-    if again or not _uring_refusal:
+    if not _uring_refusal or (again and _uring_refusal[0] is not None):
         _uring_refusal[:] = [unavailable()]
     return _uring_refusal[0]
 

@@ -458,9 +458,9 @@ cdef class AioCore:
         cdef bint adaptive
         self.check_usable()     # a callback of the loop may have closed it, or forked
         if self.mon_thread == 0 and timeout_ns == 0 and self.service is None and (
-                len(self.owners) == 1 and not aq_load(&self.notified)):
-            # The notifier alone, and it is quiet.  A loop that only runs callbacks never
-            # makes what may be dear, such as a ring.
+                len(self.owners) == 1):
+            # The notifier alone, and what it has to say is in `notified` as well.  A loop
+            # that only runs callbacks never makes what may be dear, such as a ring.
             return 0
         self._start_monitor()
         if self.service is not None:
