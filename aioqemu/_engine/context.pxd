@@ -14,7 +14,8 @@ cdef class AioContext(AioHandlers):
 
     # Completions, bottom halves, ready nodes, due timers.  The number of callbacks.
     # Without `transports` their nodes stay where they are, for dispatch_transports.
-    cdef Py_ssize_t dispatch_all(self, bint transports) except -1
+    # `now_ns` is the time since the wait, which whoever waited may know already.
+    cdef Py_ssize_t dispatch_all(self, bint transports, int64_t now_ns) except -1
     cdef Py_ssize_t dispatch_transports(self) except -1
 
     # The rest is the context's own.

@@ -198,11 +198,11 @@ cdef class AioContext(AioHandlers):
                 break           # what was queued meanwhile has its turn in the next pass
         return n
 
-    cdef Py_ssize_t dispatch_all(self, bint transports) except -1:
+    cdef Py_ssize_t dispatch_all(self, bint transports, int64_t now_ns) except -1:
         cdef AioHandler *node
         cdef Py_ssize_t n = 0
         aq_store(&self.notified, 0)      # before looking for work, so that none is missed
-        self.now_ns = aq_now_ns()
+        self.now_ns = now_ns
         if self.n_masked:
             self._unmask()
         if self.st.done_head != NULL or self.service is not None:
@@ -431,7 +431,7 @@ cdef class AioContext(AioHandlers):
         self.wait(0)
         self.driven += 1
         try:
-            n = self.dispatch_all(True)
+            n = self.dispatch_all(True, aq_now_ns())
         finally:
             self.driven -= 1
         if not self.closed and self.fork_generation == fork_generation:

@@ -128,6 +128,7 @@ cdef class LoopCore(LoopFds):
     cdef int _pass(self) except -1:
         cdef AioContext ctx = self.context
         cdef int64_t timeout = 0
+        cdef int64_t now = 0
         cdef bint look = True
         cdef bint queued = self._n_ready != 0
         if self.in_child():
@@ -138,16 +139,18 @@ cdef class LoopCore(LoopFds):
             timeout = ctx.compute_timeout()
         if timeout == 0 and not self.stopping:
             # There is work: do not look at the fds each time, but do not starve them.
+            # The clock is read once a pass: it costs as much as a callback does.
             self.blind_passes += 1
+            now = aq_now_ns()
             look = (self.blind_passes >= LOOK_PASSES
-                    or aq_now_ns() - self.last_look_ns >= LOOK_NS
+                    or now - self.last_look_ns >= LOOK_NS
                     or ctx.mon.one_shot and ctx.mon.has_work())
         if look:
             ctx.wait(timeout)
-        ctx.dispatch_all(not queued)
-        if look:
+            now = aq_now_ns()
             self.blind_passes = 0
-            self.last_look_ns = ctx.now_ns
+            self.last_look_ns = now
+        ctx.dispatch_all(not queued, now)
         if self.flush_head != NULL:
             self.flush_all()
         # Last: what fds, bottom halves and timers have just queued runs in this pass, one
