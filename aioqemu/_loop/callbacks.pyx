@@ -33,6 +33,7 @@ from aioqemu._loop.handles cimport handle_call
 from aioqemu._loop.handles cimport handle_leave
 from aioqemu._loop.handles cimport new_handle
 from aioqemu._loop.handles cimport new_timer_handle
+from aioqemu._loop.handles cimport take_handle
 from aioqemu._loop.layouts cimport AqHandleObject
 from aioqemu._loop.layouts cimport AqTimerObject
 from aioqemu._sys.atomic cimport aq_load
@@ -123,25 +124,19 @@ cdef PyObject *_context_name = PyTuple_GET_ITEM(_only_context, 0)
 cdef PyObject *_call_soon(PyObject *loop, PyObject *const *args, Py_ssize_t n,
                           PyObject *names) except NULL:
     # What tasks and futures do for every step: up to three arguments, maybe a context.
-    cdef LoopCallbacks self = <LoopCallbacks>loop
-    cdef Handle handle
+    cdef PyObject *handle
     cdef PyObject *context = <PyObject *>None
     if names != NULL:
         if (PyTuple_GET_SIZE(<object>names) != 1
                 or PyTuple_GET_ITEM(<object>names, 0) != _context_name):
             return _any_call_soon(loop, args, n, names)
         context = args[n]
-    if n < 1 or n > 4 or self.closed or self.debug:
+    if (n < 1 or n > 4 or (<LoopCallbacks>loop).closed
+            or (<LoopCallbacks>loop).debug):
         return _any_call_soon(loop, args, n, names)
-    handle = new_handle(
-        self, <object>args[0],
-        args[1] if n > 1 else NULL,
-        args[2] if n > 2 else NULL,
-        args[3] if n > 3 else NULL,
-        None, <object>context)
-    self.append(<PyObject *>handle)
-    Py_INCREF(handle)
-    return <PyObject *>handle
+    handle = take_handle(loop, args[0], args + 1, n - 1, context)
+    (<LoopCallbacks>loop).append(handle)
+    return handle
 
 
 cdef PyObject *_create_task(PyObject *loop, PyObject *const *args, Py_ssize_t n,

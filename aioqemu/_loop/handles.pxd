@@ -31,6 +31,10 @@ cdef class TimerHandle(TimerHandleBase):
 # garbage.  Who keeps it elsewhere calls handle_track().
 cdef Handle new_handle(object loop, object callback, PyObject *a, PyObject *b,
                        PyObject *c, tuple args, object context)
+# The same for up to three arguments that lie in a row, without a reference counted twice:
+# what every step of a task takes.  A new reference.
+cdef PyObject *take_handle(PyObject *loop, PyObject *callback, PyObject *const *args,
+                           Py_ssize_t n, PyObject *context) except NULL
 cdef TimerHandle new_timer_handle(object loop, object callback, tuple args,
                                   object context, double when)
 cdef void handle_track(PyObject *handle) noexcept

@@ -27,7 +27,6 @@ cdef extern from "Python.h":
     void PyObject_GC_Track(void *)
     void PyObject_GC_UnTrack(void *)
     bint PyObject_GC_IsTracked(PyObject *)
-    void PyObject_ClearWeakRefs(PyObject *)
 
 cdef extern from *:
     """
@@ -49,12 +48,41 @@ cdef extern from *:
         Py_CLEAR(h->traceback);
         Py_CLEAR(h->text);
     }
+    /* A handle that is empty, untracked and nobody else's yet; steals `context`. */
+    static inline void aq_h_fill(PyObject *op, PyObject *loop, PyObject *callback,
+                                 PyObject *const *args, Py_ssize_t n, PyObject *context)
+    {
+        AqHandleObject *h = (AqHandleObject *)op;
+        h->callback = Py_NewRef(callback);
+        h->context = context;
+        h->loop = Py_NewRef(loop);
+        h->next = NULL;
+        h->nargs = (uint32_t)n;
+        h->flags = 0;
+        if (n > 0) {
+            h->a0 = Py_NewRef(args[0]);
+            if (n > 1) {
+                h->a1 = Py_NewRef(args[1]);
+                if (n > 2)
+                    h->a2 = Py_NewRef(args[2]);
+            }
+        }
+    }
+    /* Weak references to handles are that rare: look before calling. */
+    static inline void aq_h_forget_weak(PyObject *op)
+    {
+        if (*(PyObject **)((char *)op + Py_TYPE(op)->tp_weaklistoffset))
+            PyObject_ClearWeakRefs(op);
+    }
     static inline void aq_set_dealloc(PyTypeObject *t, destructor d)
     { t->tp_dealloc = d; }
     """
     void aq_h_free(PyObject *op)
     bint aq_h_exact(PyObject *op, PyTypeObject *t)
     void aq_h_drop(PyObject *op)
+    void aq_h_fill(PyObject *op, PyObject *loop, PyObject *callback,
+                   PyObject *const *args, Py_ssize_t n, PyObject *context)
+    void aq_h_forget_weak(PyObject *op)
     ctypedef void (*destructor)(PyObject *) noexcept
     void aq_set_dealloc(PyTypeObject *t, destructor d)
 
@@ -77,7 +105,7 @@ cdef object _ended = threading.Condition()
 cdef void _dealloc_handle(PyObject *op) noexcept:
     global n_free_handles
     PyObject_GC_UnTrack(op)
-    PyObject_ClearWeakRefs(op)
+    aq_h_forget_weak(op)
     aq_h_drop(op)
     if n_free_handles < FREE_MAX and aq_h_exact(op, HANDLE_TYPE):
         free_handles[n_free_handles] = op
@@ -91,7 +119,7 @@ cdef void _dealloc_timer(PyObject *op) noexcept:
     global n_free_timers
     cdef PyObject *heap
     PyObject_GC_UnTrack(op)
-    PyObject_ClearWeakRefs(op)
+    aq_h_forget_weak(op)
     aq_h_drop(op)
     heap = (<AqTimerObject *>op).heap
     (<AqTimerObject *>op).heap = NULL
@@ -397,6 +425,36 @@ cdef Handle new_handle(object loop, object callback, PyObject *a, PyObject *b,
         PyObject_GC_UnTrack(<void *>handle)
     _fill(<AqHandleObject *><PyObject *>handle, loop, callback, a, b, c, args, context)
     return handle
+
+
+cdef PyObject *take_handle(PyObject *loop, PyObject *callback, PyObject *const *args,
+                           Py_ssize_t n, PyObject *context) except NULL:
+    global n_free_handles
+    cdef Handle handle
+    cdef PyObject *op
+    cdef PyObject *ctx
+    if n_free_handles == 0 or (
+            context != <PyObject *>None and not PyContext_CheckExact(<object>context)):
+        handle = new_handle(
+            <object>loop, <object>callback,
+            args[0] if n > 0 else NULL,
+            args[1] if n > 1 else NULL,
+            args[2] if n > 2 else NULL,
+            None, <object>context)
+        Py_INCREF(handle)
+        return <PyObject *>handle
+    if context == <PyObject *>None:
+        ctx = PyContext_CopyCurrent()
+        if n_free_handles == 0:     # the collector has run meanwhile
+            Py_DECREF(<object>ctx)
+            return take_handle(loop, callback, args, n, context)
+    else:
+        ctx = context
+        Py_INCREF(<object>ctx)
+    n_free_handles -= 1
+    op = PyObject_Init(free_handles[n_free_handles], HANDLE_TYPE)
+    aq_h_fill(op, loop, callback, args, n, ctx)
+    return op
 
 
 cdef TimerHandle new_timer_handle(object loop, object callback, tuple args,
