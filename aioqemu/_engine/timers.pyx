@@ -30,6 +30,11 @@ cdef enum:
     AHEAD = 24       # timers are spread over memory: fetch one while others are linked
 
 
+cdef inline void _fetch(const void *timer) noexcept:
+    aq_prefetch(timer)
+    aq_prefetch(<const char *>timer + sizeof(AioTimer) - 1)    # may be the next line
+
+
 cdef inline bint _before(TimerEntry *a, TimerEntry *b) noexcept nogil:
     return a.deadline_ns < b.deadline_ns or (
         a.deadline_ns == b.deadline_ns and a.seq < b.seq)
@@ -249,7 +254,7 @@ cdef class TimerHeap:
         _sort(taken, due)
         for i in range(due):
             if i + AHEAD < due:
-                aq_prefetch(taken[i + AHEAD].timer)
+                _fetch(taken[i + AHEAD].timer)
             self._set_aside(taken[i].timer)
         self._drop_hint()
         self.hint = taken
@@ -257,13 +262,13 @@ cdef class TimerHeap:
 
     cdef void _fetch_ahead(self) noexcept:
         """One of those set aside is run: fetch a later one, with what lies before it."""
-        cdef int i
         cdef char *there
         self.hinted += 1
         if self.hinted + AHEAD < self.n_hint:
             there = <char *>self.hint[self.hinted + AHEAD].timer
-            for i in range(4):
-                aq_prefetch(there - 192 + 64 * i)
+            _fetch(there)
+            aq_prefetch(there - 64)
+            aq_prefetch(there - 128)
 
     cdef void _drop_hint(self) noexcept:
         PyMem_RawFree(self.hint)
