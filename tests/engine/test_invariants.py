@@ -13,6 +13,7 @@ import socket
 import tempfile
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
