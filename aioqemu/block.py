@@ -27,7 +27,7 @@ from aioqemu._block.request import BlockRequest, Kind
 from aioqemu._block.service import Op
 from aioqemu._loop import blockdev
 from aioqemu._loop.blockdev import BlockDevice, NullDevice, Opening
-from aioqemu._loop.faults import Fault, FaultyDevice, with_faults
+from aioqemu._loop.faults import MAX_DELAY, Fault, FaultyDevice, with_faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -70,7 +70,17 @@ def _engine(served: Any) -> int:
 
 
 def _number(fd: Any) -> int:
-    return fd if isinstance(fd, int) else int(fd.fileno())
+    """The number of an fd, or of an object that has one.
+
+    Raises:
+        TypeError: it has none.
+    """
+    if hasattr(fd, "__index__"):
+        return index(fd)
+    if not hasattr(fd, "fileno"):
+        text = f"an fd or an object with fileno() is expected, got {fd!r}"
+        raise TypeError(text)
+    return int(fd.fileno())
 
 
 def _may_read_now(fd: int) -> bool:
@@ -108,9 +118,10 @@ def _transfer(
 
 def pread(fd: Any, n: int, offset: int) -> BlockRequest:
     """`os.pread`: awaiting gives at most `n` bytes, fewer at the end of the file."""
+    n = index(n)
     if n < 0:
         raise ValueError(f"the number of bytes must not be negative: {n}")
-    return _transfer(Op.READ, fd, index(n), offset, 0, Kind.RET_BYTES, now=True)
+    return _transfer(Op.READ, fd, n, offset, 0, Kind.RET_BYTES, now=True)
 
 
 def preadv(
@@ -223,7 +234,7 @@ def statx(
     """statx(2) of a path or an open fd; awaiting gives a `StatxResult`."""
     served = blockdev.service()
     fd = _AT_FDCWD if dir_fd is None else dir_fd
-    opened = isinstance(path, int) or hasattr(path, "fileno")
+    opened = hasattr(path, "__index__") or hasattr(path, "fileno")
     if opened:
         fd, name, flags = _number(path), b"", flags | _AT_EMPTY_PATH
     else:
@@ -329,9 +340,15 @@ def null(
             measured.  What `pread` makes is always zeroes.
         max_in_flight: as for `open`.
         context: as for `open`.
+
+    Raises:
+        ValueError: a negative size, or a latency that is not 0 to 1e6 seconds.
     """
-    if size < 0 or latency < 0:
-        raise ValueError("size and latency must not be negative")
+    size = index(size)
+    if size < 0:
+        raise ValueError(f"size must not be negative: {size}")
+    if not 0 <= latency <= MAX_DELAY:
+        raise ValueError(f"latency must be 0 to {MAX_DELAY:g} seconds, not {latency}")
     served = blockdev.service(context)
     return NullDevice(served, size, latency, max_in_flight, read_zeroes=read_zeroes)
 

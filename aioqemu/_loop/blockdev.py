@@ -309,12 +309,21 @@ class Opening:
         self._strict_alignment = strict_alignment
         self._wrap: Callable[[BlockDevice | NullDevice], Any] = lambda blk: blk
         self._opened: Any = None
+        self._entered = False
 
     def __await__(self) -> Generator[Any, None, BlockDevice]:
         return self._open().__await__()
 
     async def __aenter__(self) -> BlockDevice:
-        self._opened = await self._open()
+        if self._entered:
+            # The device of the first block would be forgotten, and stay open.
+            raise RuntimeError("the opening is in use: call block.open() once for each")
+        self._entered = True
+        try:
+            self._opened = await self._open()
+        except BaseException:
+            self._entered = False
+            raise
         blk: BlockDevice = self._opened
         return blk
 
@@ -324,7 +333,8 @@ class Opening:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._opened.close()
+        opened, self._opened, self._entered = self._opened, None, False
+        await opened.close()
 
     def now(self) -> BlockDevice:
         """Open at once, with blocking calls; for code without coroutines."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Hook = Callable[[BlockRequest], object]
 
+MAX_DELAY = 1e6  # seconds
 
 @dataclass(slots=True)
 class Fault:
@@ -50,8 +51,9 @@ class Fault:
     def __post_init__(self) -> None:
         if not 0 <= self.error < 4096:
             raise ValueError(f"error must be an errno, not {self.error}")
-        if not 0 <= self.delay <= 1e6:
-            raise ValueError(f"delay must be 0 to 1e6 seconds, not {self.delay}")
+        if not 0 <= self.delay <= MAX_DELAY:
+            text = f"delay must be 0 to {MAX_DELAY:g} seconds, not {self.delay}"
+            raise ValueError(text)
         if self.short < 0 or self.after < 0:
             raise ValueError("short and after must not be negative")
 

@@ -159,6 +159,25 @@ def test_opening(run: Any, disk: Path, fdmon: str) -> None:
     run(main())
 
 
+def test_an_opening_is_entered_once_at_a_time(run: Any, image: Path) -> None:
+    async def main() -> None:
+        opening = block.open(image)
+        for _ in range(2):
+            async with opening as blk:
+                with pytest.raises(RuntimeError, match="in use"):
+                    async with opening:
+                        raise AssertionError("never entered")
+                assert not blk.closed
+            assert blk.closed
+        missing = block.open(f"{image}.none")
+        for _ in range(2):
+            with pytest.raises(FileNotFoundError):
+                async with missing:
+                    raise AssertionError("never entered")
+
+    run(main())
+
+
 def test_map(run: Any, disk: Path) -> None:
     path = disk / "sparse"
     with path.open("wb") as f:

@@ -112,3 +112,42 @@ def test_which_of_several_buffers_is_wrong(run: Any, image: Path) -> None:
             assert blk.in_flight == 0
 
     run(main())
+
+
+def test_what_is_no_fd_is_a_type_error(run: Any, image: Path) -> None:
+    """As in `os`; numbers need not be `int`."""
+
+    class Number:
+        def __init__(self, fd: int) -> None:
+            self._fd = fd
+
+        def __index__(self) -> int:
+            return self._fd
+
+    async def main() -> None:
+        for wrong in ("3", None, 3.0):
+            with pytest.raises(TypeError, match="fd or an object with fileno"):
+                block.pread(wrong, 1, 0)
+            with pytest.raises(TypeError, match="fd or an object with fileno"):
+                block.fsync(wrong)
+        with image.open("rb") as f:
+            with pytest.raises(TypeError, match="integer"):
+                block.pread(f, "1", 0)  # type: ignore[arg-type]
+            number = Number(f.fileno())
+            assert await block.pread(number, 8, 8) == (1).to_bytes(8, "big")
+            assert (await block.statx(number)).st_size == 1 << 20
+
+    run(main())
+
+
+@pytest.mark.parametrize("latency", [-1.0, float("nan"), float("inf")])
+def test_null_devices_take_possible_numbers_only(run: Any, latency: float) -> None:
+    async def main() -> None:
+        with pytest.raises(ValueError, match="latency"):
+            block.null(latency=latency)
+        with pytest.raises(ValueError, match="negative"):
+            block.null(-1)
+        with pytest.raises(TypeError, match="integer"):
+            block.null(5.5)  # type: ignore[arg-type]
+
+    run(main())
