@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_DELAY = 1e6  # seconds
 
+
 @dataclass(slots=True)
 class Fault:
     """One rule of a fault injector.
