@@ -188,8 +188,12 @@ cdef class Engines(Launcher):
                 if isinstance(verdict, int):
                     if not -4096 < verdict < 0:
                         raise ValueError(f"a fault rule answered {verdict}")
+                elif isinstance(verdict, tuple):
+                    seconds, err = verdict
+                    self._delay(req, seconds, err)
+                    return 0
                 elif verdict is not None:
-                    self._delay(req, verdict)
+                    self._delay(req, verdict, 0)
                     return 0
             except Exception as exc:
                 self.ctx.report("Exception in a fault rule", exc, {"request": req})
@@ -201,27 +205,43 @@ cdef class Engines(Launcher):
                 return self.end_soon(req, verdict)
         return self._issue(req)
 
-    def _delay(self, BlockRequest req, seconds):
-        req.timer = self.ctx.timer_new(self._delayed, req)
+    def _delay(self, BlockRequest req, seconds, int err):
+        """Submit it so much later, or have it fail with `err` then."""
+        req.timer = self.ctx.timer_new(self._delayed, (req, err))
         req.timer.mod(time.monotonic_ns() + <int64_t>(seconds * 1e9))
 
-    def _delayed(self, BlockRequest req):
+    def _delayed(self, what):
+        cdef BlockRequest req
+        cdef int err
+        req, err = what
         req.timer = None
-        self._issue(req)
+        if err:
+            self.end_soon(req, err)
+        else:
+            self._issue(req)
 
     def shorten(self, BlockRequest req not None, int64_t n):
-        """Have the next submission transfer only `n` bytes; for fault injection."""
+        """Have the next submission transfer at most `n` bytes; for fault injection."""
+        cdef int whole = 0                # buffers that fit
+        cdef int64_t size = 0
         n = n if n < req.align else n - n % req.align    # or the kernel refuses it
         n = n if n > req.align else req.align
-        if req.job.niov < 1 or not 0 < n < <int64_t>req.job.iov.iov_len:
+        if req.job.niov < 1 or n <= 0 or req.cut != NULL:
             return
-        if req.cut != NULL:
+        while whole < req.job.niov and size + <int64_t>req.job.iov[whole].iov_len <= n:
+            size += <int64_t>req.job.iov[whole].iov_len
+            whole += 1
+        if whole == req.job.niov:
             return
         req.cut = <Cut *>malloc(sizeof(Cut))
         if req.cut == NULL:
             raise MemoryError()
         req.cut.iov = req.job.iov
         req.cut.niov = req.job.niov
+        if size:
+            req.job.niov = whole
+            return
+        req.job.iov += whole              # empty ones
         req.cut.part.iov_base = req.job.iov.iov_base
         req.cut.part.iov_len = <size_t>n
         req.job.iov = &req.cut.part

@@ -75,8 +75,9 @@ cdef class BlockService(Engines):
     def swap_hook(self, hook):
         """Have `hook(request)` called before each submission of what is made from now on.
 
-        It returns None to go on, a negative errno to fail, or seconds to wait.  What it
-        does not know: requests that fail before they are submitted.
+        It returns None to go on, a negative errno to fail, seconds to wait, or a pair of
+        seconds and a negative errno, to fail late.  What it does not know: requests that
+        fail before they are submitted.
 
         Returns:
             The hook that was there before, to be put back.

@@ -32,7 +32,7 @@ class Fault:
         error: the errno with which the submission fails.  EINTR and EAGAIN are
             resubmitted, as when they come from the kernel.
         short: transfer at most so many bytes in one go.
-        delay: seconds to wait before.
+        delay: seconds to wait before the submission, or before it fails.
         start: only where the request touches bytes from here ...
         end: ... up to here.
         after: let so many matching submissions pass first.
@@ -154,7 +154,7 @@ def _hook_of(rules: list[Fault]) -> Hook:
         for rule in rules:
             if rule.matches(req):
                 if rule.error:
-                    return -abs(rule.error)
+                    return (rule.delay, -rule.error) if rule.delay else -rule.error
                 if rule.short:
                     req.service.shorten(req, rule.short)
                 return float(rule.delay) if rule.delay else None

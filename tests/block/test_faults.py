@@ -65,6 +65,51 @@ def test_interrupted_and_short_transfers_are_finished(
     assert image.read_bytes() == wanted + data[12288:]
 
 
+def test_short_transfers_of_several_buffers(
+    run: Any, image: Path, engine: str, direct: bool
+) -> None:
+    """No submission transfers more than the rule lets it, wherever buffers begin."""
+    data = image.read_bytes()
+
+    async def main() -> None:
+        limited = Fault("read", short=1536)
+        async with block.open(image, engine=engine, direct=direct) as blk:
+            faulty = block.faults(blk, [limited])
+            unit = blk.request_alignment
+            sizes = [512, 512, 1024, 512, 8192] if unit <= 512 else [4096] * 4
+            if not direct:
+                sizes = [0, *sizes[:2], 0, *sizes[2:]]
+            # Aligned, and none empty: else all bounce into one buffer.
+            views = [blk.alloc(n) for n in sizes]
+            total = sum(sizes)
+            assert await faulty.preadv(views, 4096) == total
+            assert b"".join(views) == data[4096 : 4096 + total]
+            assert limited.hits >= total // max(1536, unit), "each in small pieces"
+
+    run(main())
+
+
+def test_an_error_that_comes_late(run: Any, image: Path, fdmon: str) -> None:
+    async def main() -> None:
+        rules = [Fault("write", error=errno.ENOSPC, delay=0.03, times=2)]
+        async with block.faults(block.open(image, "r+"), rules) as blk:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            with pytest.raises(OSError, match="No space") as caught:
+                await blk.pwrite(b"lost", 0)
+            assert caught.value.errno == errno.ENOSPC
+            assert loop.time() - began >= 0.03
+            request = blk.pwrite(b"lost", 0)
+            await asyncio.sleep(0)
+            request.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await request
+            assert await blk.pwrite(b"kept", 0) == 4
+
+    run(main())
+    assert image.read_bytes()[:4] == b"kept"
+
+
 def test_a_failed_flush_is_not_forgotten(run: Any, image: Path, fdmon: str) -> None:
     async def main() -> None:
         rules = [Fault("fdatasync", error=errno.EIO, times=1)]
