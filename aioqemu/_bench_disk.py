@@ -39,9 +39,10 @@ _PERCENTILES = (50.0, 99.0, 99.9)
 
 
 def size(text: str) -> int:
-    """Read ``4096``, ``4k``, ``1M``, ... (powers of 1024), as QEMU does."""
+    """Read ``4096``, ``0x1000``, ``4k``, ``1M``, ... (powers of 1024), as QEMU does."""
     number, suffix = text.lower(), ""
-    if number[-1:].isalpha():
+    # The last digit of a hexadecimal number is no suffix.
+    if number[-1:].isalpha() and not number.startswith("0x"):
         number, suffix = number[:-1], number[-1]
     try:
         value = int(number, 0) * _SUFFIXES[suffix]
@@ -74,6 +75,9 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ValueError: the flags do not go together.
     """
+    engine = "native" if options.native else options.aio
+    if engine in ("native", "linux_aio") and not CACHES[options.cache][0]:
+        raise ValueError(f"-i {engine} blocks on the page cache: it needs -t none")
     if not options.flush_interval:
         return
     if not options.write:

@@ -75,6 +75,21 @@ def test_it_wraps_as_qemu_does() -> None:
     assert all(0 <= at <= 16 for at in places)
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("0xff", 255), ("0x1000", 4096), ("10", 10), ("3b", 3), ("4K", 4096), ("2g", 2 << 30)],
+)
+def test_sizes_are_written_as_for_qemu(text: str, wanted: int) -> None:
+    assert _bench_disk.size(text) == wanted
+
+
+@pytest.mark.parametrize("flags", [["-n"], ["-i", "native"], ["-i", "linux_aio"]])
+def test_linux_aio_names_the_flag_that_it_needs(image: Path, flags: list[str]) -> None:
+    done = _bench(*flags, image)
+    assert done.returncode == 1
+    assert "it needs -t none" in done.stderr
+
+
 def test_mistakes(image: Path, tmp_path: Path) -> None:
     for words in (
         ("-c", 0, image),
