@@ -76,8 +76,15 @@ def test_it_wraps_as_qemu_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
-    [("0xff", 255), ("0x1000", 4096), ("10", 10), ("3b", 3), ("4K", 4096), ("2g", 2 << 30)],
+    "text, wanted",
+    [
+        ("0xff", 255),
+        ("0x1000", 4096),
+        ("10", 10),
+        ("3b", 3),
+        ("4K", 4096),
+        ("2g", 2 << 30),
+    ],
 )
 def test_sizes_are_written_as_for_qemu(text: str, wanted: int) -> None:
     assert _bench_disk.size(text) == wanted
