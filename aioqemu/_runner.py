@@ -25,6 +25,7 @@ def new_event_loop(
     poll_max_ns: int = 0,
     poll_grow: int = 0,
     poll_shrink: int = 0,
+    hold_gil_ns: int = 100_000,
 ) -> EventLoop:
     """Make an event loop; does what a ``loop_factory`` is to do.
 
@@ -35,6 +36,8 @@ def new_event_loop(
         poll_max_ns: Longest spinning before a wait, in nanoseconds; 0 is off.
         poll_grow: Factor by which spinning grows; 0 stands for 2.
         poll_shrink: Divisor by which it shrinks; 0 sets it back to nothing.
+        hold_gil_ns: Longest look for events with the GIL kept, in nanoseconds, while
+            another thread computes; 0 is off.
 
     Raises:
         TypeError: An option is of the wrong type.
@@ -46,6 +49,7 @@ def new_event_loop(
         poll_max_ns=poll_max_ns,
         poll_grow=poll_grow,
         poll_shrink=poll_shrink,
+        hold_gil_ns=hold_gil_ns,
     )
     return EventLoop(**params.given())
 

@@ -29,6 +29,9 @@ class LoopParams:
             never spins. QEMU's ``poll-max-ns``.
         poll_grow: Factor by which the spinning time grows; 0 stands for 2.
         poll_shrink: Divisor by which it shrinks; 0 sets it back to nothing.
+        hold_gil_ns: Longest time in nanoseconds to look for events with the GIL kept,
+            before a wait that would let it go, while another thread computes; 0 never
+            does.
 
     Raises:
         TypeError: A value is of the wrong type.
@@ -39,12 +42,13 @@ class LoopParams:
     poll_max_ns: int = 0
     poll_grow: int = 0
     poll_shrink: int = 0
+    hold_gil_ns: int = 100_000
 
     def __post_init__(self) -> None:
         if not isinstance(self.fdmon, str):
             raise TypeError(f"fdmon must be a string, not {self.fdmon!r}")
         _check_fdmon(self.fdmon, "fdmon")
-        for name in ("poll_max_ns", "poll_grow", "poll_shrink"):
+        for name in ("poll_max_ns", "poll_grow", "poll_shrink", "hold_gil_ns"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an int, not {value!r}")

@@ -115,6 +115,7 @@ ROWS: tuple[Row, ...] = (
         "TCP echo, 1 connection, a thread computes",
         api="spinning",
         connections=1,
+        alone=True,
         quick=False,
     ),
     Row("tcp-thrice", "TCP echo, three writes each", api="thrice", quick=False),

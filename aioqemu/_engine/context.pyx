@@ -57,6 +57,8 @@ cdef class AioContext(AioHandlers):
         poll_max_ns: longest adaptive polling before a wait, in ns; 0 switches it off.
         poll_grow: factor by which polling grows, 0 for 2.
         poll_shrink: divisor by which it shrinks, 0 for back to nothing.
+        hold_gil_ns: longest look for events with the GIL kept, before a wait and while
+            another thread computes, in ns; 0 switches it off.
 
     Raises:
         BackendUnavailable: the backend asked for by name cannot run here.
@@ -67,17 +69,18 @@ cdef class AioContext(AioHandlers):
     # -- life cycle -------------------------------------------------------------------
 
     def __init__(self, fdmon=None, semantics="seed", poll_max_ns=0, poll_grow=0,
-                 poll_shrink=0):
+                 poll_shrink=0, hold_gil_ns=100_000):
         if not self.closed or self.refs:
             raise RuntimeError("the context is in use")
         if semantics not in ("seed", "modern"):
             raise ValueError(f"semantics must be 'seed' or 'modern', not {semantics!r}")
-        if poll_max_ns < 0 or poll_grow < 0 or poll_shrink < 0:
+        if poll_max_ns < 0 or poll_grow < 0 or poll_shrink < 0 or hold_gil_ns < 0:
             raise ValueError("polling parameters must not be negative")
         self.modern = semantics == "modern"
         self.poll_max_ns = poll_max_ns
         self.poll_grow = poll_grow
         self.poll_shrink = poll_shrink
+        self.hold_gil_ns = hold_gil_ns
         self.flushers = []
         self.open_core(fdmon)
         self.refs = 1
@@ -468,6 +471,7 @@ cdef class AioContext(AioHandlers):
             "submits": self.mon.submits,
             "notifies": self.counts.notifies,
             "notify_writes": self.counts.notify_writes,
+            "gil_holds": self.counts.gil_holds,
             "polled_ns": self.counts.polled_ns,
         }
 

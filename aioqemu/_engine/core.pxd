@@ -28,7 +28,8 @@ cdef struct AioStats:
     uint64_t timers
     uint64_t notifies
     uint64_t notify_writes   # notifies that had to write the eventfd
-    uint64_t polled_ns       # time spent in adaptive polling
+    uint64_t gil_holds       # waits that first looked without giving it up
+    uint64_t polled_ns       # time spent in looks of both kinds that do not sleep
 
 # Have a running loop call callback(arg) in its next pass; `loop.call_soon` without the way
 # through Python.
@@ -76,6 +77,9 @@ cdef class AioCore:
     cdef readonly bint closed
     cdef int64_t now_ns            # read once a pass, after the wait
     cdef int64_t poll_ns, poll_max_ns, poll_grow, poll_shrink
+    cdef int64_t hold_gil_ns
+    cdef int contended             # not 0: the GIL was long in coming, a few waits ago
+    cdef int64_t taken_ns          # when that wait got it
     cdef object exception_handler
     # Debug mode: called with a transport and the seconds that its callbacks took.
     cdef object slow_hook
@@ -136,7 +140,8 @@ cdef class AioCore:
     cdef int _lose(self, AioHandler *node) except -1
     cdef bint has_ready(self) noexcept
     cdef int _start_monitor(self) except -1
-    cdef bint _spin(self, int64_t timeout_ns) noexcept nogil
+    cdef int _spin(self, int64_t timeout_ns, int64_t longest_ns) noexcept nogil
+    cdef int _look_with_gil(self, int64_t timeout_ns) noexcept
     cdef void _adjust_polling(self, int64_t blocked_ns) noexcept
     cdef int _dispatch_node(self, AioHandler *node) except -1
     cdef int _lose_and_report(self, AioHandler *node) except -1

@@ -68,6 +68,7 @@ from aioqemu._sys.libc cimport epoll_event
 from aioqemu._sys.libc cimport errno
 from aioqemu._sys.libc cimport fstat
 from aioqemu._sys.libc cimport pthread_atfork
+from aioqemu._sys.libc cimport sched_yield
 from aioqemu._sys.libc cimport stat_t
 
 from aioqemu._engine import backends
@@ -75,6 +76,10 @@ from aioqemu._engine import backends
 cdef enum:
     IDLE_NS = 10000000          # how long idle bottom halves may wait
     POLL_START_NS = 4000        # first adaptive polling interval
+    CONTENDED_NS = 1000000      # so long for the GIL: another thread computes
+    HELD_LONGEST_NS = 50000000  # then the GIL is let go, whatever comes
+    CONTENDED_SAMPLE = 8        # of so many waits, one looks how long the GIL took
+    CONTENDED_WAITS = 4         # looks that may fail before that is over
 
 cdef int64_t MAX_TIMEOUT_NS = 0x7fffffff * <int64_t>1000000
 
@@ -455,7 +460,9 @@ cdef class AioCore:
     cdef int wait(self, int64_t timeout_ns) except -1:
         cdef int err
         cdef int64_t began = 0
+        cdef int64_t woke = 0
         cdef bint adaptive
+        cdef bint measured
         self.check_usable()     # a callback of the loop may have closed it, or forked
         if self.mon_thread == 0 and timeout_ns == 0 and self.service is None and (
                 len(self.owners) == 1):
@@ -486,19 +493,34 @@ cdef class AioCore:
                     raise
                 if aq_load(&self.notified):
                     timeout_ns = 0         # a signal handler had something to say
-                adaptive = self.poll_max_ns != 0 and self.mon.one_shot
-                if adaptive:
-                    began = aq_now_ns()
-                self.counts.gil_releases += 1
-                self.mon.waiting = True
-                with nogil:
-                    if adaptive and self._spin(timeout_ns):
-                        timeout_ns = 0
-                    err = self.mon.wait(timeout_ns)
-                self.mon.waiting = False
+                if self.contended and timeout_ns != 0:
+                    err = self._look_with_gil(timeout_ns)
+                if err == 0:
+                    adaptive = self.poll_max_ns != 0
+                    measured = self.hold_gil_ns != 0 and (
+                        self.contended != 0 or self.counts.gil_releases % CONTENDED_SAMPLE == 0)
+                    if adaptive:
+                        began = aq_now_ns()
+                    self.counts.gil_releases += 1
+                    self.mon.waiting = True
+                    with nogil:
+                        if adaptive and timeout_ns != 0:
+                            err = self._spin(timeout_ns, self.poll_ns)
+                        if err == 0:
+                            err = self.mon.wait(timeout_ns)
+                        if measured:
+                            woke = aq_now_ns()
+                    self.mon.waiting = False
+                    if measured:
+                        self.taken_ns = aq_now_ns()
+                        if self.taken_ns - woke > CONTENDED_NS:
+                            self.contended = CONTENDED_WAITS
+                        elif self.contended:
+                            # The thread was not quick enough this time, or has ended.
+                            self.contended -= 1
+                    if adaptive:
+                        self._adjust_polling(aq_now_ns() - began)
                 aq_store(&self.notify_me, 0)
-                if adaptive:
-                    self._adjust_polling(aq_now_ns() - began)
         self.mon.collect()
         if err < 0:
             if err == -EEXIST:
@@ -509,26 +531,45 @@ cdef class AioCore:
             PyErr_CheckSignals()
         return 0
 
-    cdef bint _spin(self, int64_t timeout_ns) noexcept nogil:
-        """Adaptive polling, on memory words only; True if there is something."""
-        cdef int64_t start, end
+    cdef int _spin(self, int64_t timeout_ns, int64_t longest_ns) noexcept nogil:
+        """Look again and again; not 0 if there is something to collect, or -errno."""
+        cdef int64_t start, end, now
+        cdef int found
         cdef int _i
-        if self.poll_ns == 0:
-            return False
+        if longest_ns == 0:
+            return 0
         start = aq_now_ns()
-        end = start + (self.poll_ns if timeout_ns < 0 or self.poll_ns < timeout_ns
+        end = start + (longest_ns if timeout_ns < 0 or longest_ns < timeout_ns
                        else timeout_ns)
-        # What was prepared must be with the kernel, or nothing can come of it.
-        self.mon.wait(0)
         while True:
+            # On a ring this is a call only if something was prepared, or is to be fetched;
+            # there only memory tells whether there is something.
+            found = self.mon.wait(0)
+            if found == 0 and (aq_load(&self.notified) or self.mon.has_work()):
+                found = 1
+            now = aq_now_ns()
+            if found or now >= end:
+                self.counts.polled_ns += now - start
+                return found
+            # Who was just written to may be queued on this very core.
+            sched_yield()
             for _i in range(32):
                 if aq_load(&self.notified) or self.mon.has_work():
-                    self.counts.polled_ns += aq_now_ns() - start
-                    return True
+                    break
                 aq_pause()
-            if aq_now_ns() >= end:
-                self.counts.polled_ns += end - start
-                return False
+
+    cdef int _look_with_gil(self, int64_t timeout_ns) noexcept:
+        """Wait a little without letting the GIL go, while another thread computes.
+
+        Such a thread has the GIL the moment it is let go, and gives it back after the
+        switch interval, 5 ms: an event that comes 20 us later waits for all of it.  Looks
+        that find nothing are followed by such an interval, or soon by no more looks, so
+        they cost little of the other thread's time.
+        """
+        if aq_now_ns() - self.taken_ns > HELD_LONGEST_NS:
+            return 0        # Python code gives it away in time, native callbacks do not
+        self.counts.gil_holds += 1
+        return self._spin(timeout_ns, self.hold_gil_ns)
 
     cdef void _adjust_polling(self, int64_t blocked_ns) noexcept:
         # QEMU's rule: long sleeps make polling pointless, short ones just beyond the

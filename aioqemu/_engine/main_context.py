@@ -69,8 +69,8 @@ def adopt(fdmon: str | None = None, **params: int) -> AioContext | None:
 
     Args:
         fdmon: the backend that the loop was asked to use; None or "auto" for any.
-        params: arguments of `AioContext` that the loop was given, such as
-            `poll_max_ns`; only those that are not 0 matter.
+        params: arguments of `AioContext` that differ from their defaults, such as
+            `poll_max_ns`.
 
     Returns:
         The main context, or None if the loop must make its own: another open loop has
@@ -89,9 +89,7 @@ def adopt(fdmon: str | None = None, **params: int) -> AioContext | None:
         if main is None:
             main = _make(fdmon, params)
         elif (
-            _adopted is not None
-            or (fdmon not in (None, "auto", main.fdmon))
-            or any(params.values())
+            _adopted is not None or (fdmon not in (None, "auto", main.fdmon)) or params
         ):
             return None
         _main, _adopted = None, weakref.ref(main)

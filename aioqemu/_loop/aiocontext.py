@@ -50,6 +50,8 @@ class AioContext(context.AioContext):
         poll_max_ns: longest adaptive polling before a wait, in ns; 0 switches it off.
         poll_grow: factor by which polling grows, 0 for 2.
         poll_shrink: divisor by which it shrinks, 0 for back to nothing.
+        hold_gil_ns: longest look for events with the GIL kept, before a wait and while
+            another thread computes, in ns; 0 switches it off.
 
     Raises:
         BackendUnavailable: the backend asked for by name cannot run here.

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # The context of the process is of the public class, with its awaitable methods.
 main_context.factory = AioContext
 
+_HOLD_GIL_NS = 100_000  # the default of AioContext
+
 
 class EventLoop(
     HooksMixin,
@@ -63,6 +65,8 @@ class EventLoop(
         poll_max_ns: longest adaptive polling before a wait, in ns; 0 switches it off.
         poll_grow: factor by which polling grows, 0 for 2.
         poll_shrink: divisor by which it shrinks, 0 for back to nothing.
+        hold_gil_ns: longest look for events with the GIL kept, before a wait and while
+            another thread computes, in ns; 0 switches it off.
 
     Raises:
         BackendUnavailable: the backend asked for by name cannot run here.
@@ -76,11 +80,17 @@ class EventLoop(
         poll_max_ns: int = 0,
         poll_grow: int = 0,
         poll_shrink: int = 0,
+        hold_gil_ns: int = _HOLD_GIL_NS,
     ) -> None:
         polling = {
-            "poll_max_ns": poll_max_ns,
-            "poll_grow": poll_grow,
-            "poll_shrink": poll_shrink,
+            name: value
+            for name, value, default in (
+                ("poll_max_ns", poll_max_ns, 0),
+                ("poll_grow", poll_grow, 0),
+                ("poll_shrink", poll_shrink, 0),
+                ("hold_gil_ns", hold_gil_ns, _HOLD_GIL_NS),
+            )
+            if value != default
         }
         context = main_context.adopt(fdmon, **polling)
         if context is None:

@@ -4,6 +4,9 @@ from libc.stdint cimport int64_t
 from libc.stdint cimport uint32_t
 from libc.stdint cimport uint64_t
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from "errno.h" nogil:
     int errno
     enum:

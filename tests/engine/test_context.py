@@ -46,6 +46,7 @@ def test_poll_takes_its_argument_by_position_and_name(ctx: AioContext) -> None:
         ({"poll_max_ns": -1}, ValueError),
         ({"poll_grow": -1}, ValueError),
         ({"poll_shrink": -1}, ValueError),
+        ({"hold_gil_ns": -1}, ValueError),
         ({"poll_max_ns": "much"}, TypeError),
         ({"no_such_option": 1}, TypeError),
     ],

@@ -131,6 +131,7 @@ def test_auto_chooses_a_backend_that_works() -> None:
         {"poll_max_ns": -1},
         {"poll_grow": -1},
         {"poll_shrink": -1},
+        {"hold_gil_ns": -1},
         {"poll_max_ns": "1"},
         {"nothing": 1},
     ],
