@@ -41,6 +41,8 @@ cdef class LoopCallbacks:
 
     # Queue a handle; takes a reference.
     cdef int append(self, PyObject *handle) except -1
+    # The same from any thread that has the GIL; wakes the loop if it sleeps.
+    cdef int append_foreign(self, PyObject *handle) except -1
     # call_soon for our own code: no checks, no debug traceback.
     cdef int soon(self, object callback, PyObject *a, PyObject *b, object context) except -1
     # Run what is in the queue now.

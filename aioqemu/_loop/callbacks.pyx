@@ -52,6 +52,7 @@ from aioqemu._loop.private import (
 
 cdef extern from "Python.h":
     PyObject *PyTuple_GET_ITEM(object, Py_ssize_t)
+    int PyUnicode_CompareWithASCIIString(object, const char *)   # never fails
 
 cdef extern from *:
     """
@@ -116,26 +117,58 @@ cdef int64_t _deadline_ns(double when) noexcept:
 
 
 cdef FastMethod _any_call_soon = NULL      # the methods as Cython made them
+cdef FastMethod _any_call_soon_threadsafe = NULL
 cdef FastMethod _any_create_task = NULL
-cdef tuple _only_context = ("context",)    # interned, as in the code of all callers
-cdef PyObject *_context_name = PyTuple_GET_ITEM(_only_context, 0)
+cdef str _context_name = "context"         # interned, as in Python code
+# Tasks and futures in C have a string of their own, the same for ever, not interned.
+cdef str _context_alias = _context_name
+
+
+cdef bint _only_context(PyObject *names):
+    """Whether there is one argument by name, and it is the context."""
+    global _context_alias
+    cdef PyObject *name
+    if PyTuple_GET_SIZE(<object>names) != 1:
+        return False
+    name = PyTuple_GET_ITEM(<object>names, 0)
+    if name == <PyObject *>_context_alias or name == <PyObject *>_context_name:
+        return True
+    if PyUnicode_CompareWithASCIIString(<object>name, b"context") != 0:
+        return False
+    _context_alias = <str>name
+    return True
+
+
+cdef PyObject *_usual_handle(PyObject *loop, PyObject *const *args, Py_ssize_t n,
+                             PyObject *names) except? NULL:
+    # The new handle of a call with up to three arguments and maybe a context, which is
+    # what tasks and futures do for every step.  NULL without an exception: not such a call.
+    cdef PyObject *context = <PyObject *>None
+    if names != NULL:
+        if not _only_context(names):
+            return NULL
+        context = args[n]
+    if (n < 1 or n > 4 or (<LoopCallbacks>loop).closed
+            or (<LoopCallbacks>loop).debug):
+        return NULL
+    return take_handle(loop, args[0], args + 1, n - 1, context)
 
 
 cdef PyObject *_call_soon(PyObject *loop, PyObject *const *args, Py_ssize_t n,
                           PyObject *names) except NULL:
-    # What tasks and futures do for every step: up to three arguments, maybe a context.
-    cdef PyObject *handle
-    cdef PyObject *context = <PyObject *>None
-    if names != NULL:
-        if (PyTuple_GET_SIZE(<object>names) != 1
-                or PyTuple_GET_ITEM(<object>names, 0) != _context_name):
-            return _any_call_soon(loop, args, n, names)
-        context = args[n]
-    if (n < 1 or n > 4 or (<LoopCallbacks>loop).closed
-            or (<LoopCallbacks>loop).debug):
+    cdef PyObject *handle = _usual_handle(loop, args, n, names)
+    if handle == NULL:
         return _any_call_soon(loop, args, n, names)
-    handle = take_handle(loop, args[0], args + 1, n - 1, context)
     (<LoopCallbacks>loop).append(handle)
+    return handle
+
+
+cdef PyObject *_call_soon_threadsafe(PyObject *loop, PyObject *const *args, Py_ssize_t n,
+                                     PyObject *names) except NULL:
+    cdef PyObject *handle = _usual_handle(loop, args, n, names)
+    if handle == NULL:
+        return _any_call_soon_threadsafe(loop, args, n, names)
+    (<LoopCallbacks>loop).append_foreign(handle)
     return handle
 
 
@@ -335,14 +368,18 @@ cdef class LoopCallbacks:
                 None, context)
         if self.debug:
             handle._source_traceback = extract_stack(sys._getframe())
+        self.append_foreign(<PyObject *>handle)
+        return handle
+
+    cdef int append_foreign(self, PyObject *handle) except -1:
         if _handles_shared:
-            (<AqHandleObject *><PyObject *>handle).flags |= HANDLE_SHARED
+            (<AqHandleObject *>handle).flags |= HANDLE_SHARED
         # The GIL makes the append atomic, and the loop looks at its queue with the GIL
         # held before it announces that it may sleep; only after that must it be woken.
-        self.append(<PyObject *>handle)
+        self.append(handle)
         if aq_load(&self.context.notify_me) or self.context.always_write:
             self.context.wake()
-        return handle
+        return 0
 
     cdef object _call_at(self, double when, object callback, tuple args, object context):
         cdef TimerHandle handle = new_timer_handle(self, callback, args, context, when)
@@ -549,5 +586,7 @@ cdef bytes _task_doc = (
     b"create_task($self, coro, " + _task_options() + b")\n--\n\n"
     + LoopCallbacks.create_task.__doc__.encode())
 _any_call_soon = fast_method(<PyTypeObject *>LoopCallbacks, "call_soon", _call_soon, NULL)
+_any_call_soon_threadsafe = fast_method(
+    <PyTypeObject *>LoopCallbacks, "call_soon_threadsafe", _call_soon_threadsafe, NULL)
 _any_create_task = fast_method(
     <PyTypeObject *>LoopCallbacks, "create_task", _create_task, _task_doc)

@@ -332,6 +332,28 @@ def test_a_context_given_is_the_one_entered(
         assert handle.get_context() is context
 
 
+@pytest.mark.parametrize("method", ["call_soon", "call_soon_threadsafe"])
+def test_names_of_arguments_are_compared_by_value(
+    any_loop: asyncio.AbstractEventLoop, method: str
+) -> None:
+    """Tasks and futures pass a string of their own, which equals any other."""
+    context = contextvars.copy_context()
+    call = getattr(any_loop, method)
+    for name in ("con", "context_", "kontext"):
+        with pytest.raises(TypeError):
+            call(VAR.set, "never", **{name: context})
+    for value in ("one", "two"):
+        call(VAR.set, value, **{"".join(["con", "text"]): context})
+        one_pass(any_loop)
+        assert context[VAR] == value
+    with pytest.raises(TypeError):
+        call(VAR.set, "never", context=context, name="both")
+    with pytest.raises(TypeError):
+        call(context=context)
+    one_pass(any_loop)
+    assert context[VAR] == "two"
+
+
 def test_a_closed_loop_refuses_calls(any_loop: asyncio.AbstractEventLoop) -> None:
     with on_loop(any_loop):
         pass
