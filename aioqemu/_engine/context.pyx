@@ -184,7 +184,7 @@ cdef class AioContext(AioHandlers):
 
     cdef Py_ssize_t _run_timers(self) except -1:
         cdef Py_ssize_t n = 0
-        if self.timers.length or self.timers.due_head != NULL:
+        if self.timers.length or self.timers.due_left:
             n = self.timers.run(self.now_ns)
             self.counts.timers += n
         return n
@@ -517,12 +517,12 @@ cdef int _traverse(PyObject *op, visitproc visit, void *arg) noexcept:
         err = visit(<PyObject *>ctx.timers.entries[i].timer.opaque, arg)
         if err:
             return err
-    timer = ctx.timers.due_head
-    while timer != NULL:
-        err = visit(<PyObject *>timer.opaque, arg)
-        if err:
-            return err
-        timer = timer.next
+    for i in range(ctx.timers.due_at, ctx.timers.n_due):
+        timer = ctx.timers.due[i].timer
+        if timer != NULL:
+            err = visit(<PyObject *>timer.opaque, arg)
+            if err:
+                return err
     return 0
 
 

@@ -428,7 +428,7 @@ cdef class AioCore:
             return 0
         if self.bh_idle:
             timeout = IDLE_NS
-        if self.timers.due_head != NULL:
+        if self.timers.due_left:
             return 0
         if self.timers.length:
             left = self.timers.entries[0].deadline_ns

@@ -209,7 +209,7 @@ cdef class Timer:
     def mod_anticipate(self, deadline_ns):
         """Fire at `deadline_ns` if that is earlier than what is set."""
         cdef int64_t deadline = PyNumber_Index(deadline_ns)
-        if self.timer.index == TIMER_IDLE or deadline < self.timer.deadline_ns:
+        if not self.pending or deadline < self.ctx.timers.deadline_of(&self.timer):
             self.mod(deadline_ns)
 
     def delete(self):
@@ -224,7 +224,7 @@ cdef class Timer:
     @property
     def expire_time_ns(self):
         """When it fires, or -1 (`timer_expire_time_ns`)."""
-        return -1 if self.timer.index == TIMER_IDLE else self.timer.deadline_ns
+        return self.ctx.timers.deadline_of(&self.timer)
 
 
 cdef class AioHandlers(AioCore):

@@ -1,8 +1,12 @@
 """Timers: see timers.pxd for the contract.
 
-Knows neither contexts nor asyncio.  Invariant: a timer is in the heap (index >= 0), or
-in the list of due timers (TIMER_DUE), or in neither (TIMER_IDLE), and its owner has one
-reference from here exactly in the first two cases.
+Knows neither contexts nor asyncio.  Invariant: a timer is in the heap, or among the due
+ones, or in neither, and its owner has one reference from here exactly in the first two
+cases.
+
+What is due is an array, sorted; nothing is linked, so that the memory of a timer that is
+only queued is not touched here.  Its index then still says where it was in the heap, where
+another is now, or none.  A timer with a callback has TIMER_DUE less its place in the array.
 
 Removing by place keeps the heap free of dead entries: the common timer is a timeout
 that is cancelled long before it is due and sits among the leaves, where removing it
@@ -23,21 +27,14 @@ from libc.string cimport memset
 
 from aioqemu._engine.types cimport TIMER_DUE
 from aioqemu._engine.types cimport TIMER_IDLE
-from aioqemu._sys.atomic cimport aq_prefetch
-
 
 cdef enum:
-    AHEAD = 24       # timers are spread over memory: fetch one while others are linked
-
-
-cdef inline void _fetch(const void *timer) noexcept:
-    aq_prefetch(timer)
-    aq_prefetch(<const char *>timer + sizeof(AioTimer) - 1)    # may be the next line
+    FEW_DUE = 1024      # memory for more due timers is given back
 
 
 cdef inline bint _before(TimerEntry *a, TimerEntry *b) noexcept nogil:
     return a.deadline_ns < b.deadline_ns or (
-        a.deadline_ns == b.deadline_ns and a.seq < b.seq)
+        a.deadline_ns == b.deadline_ns and a.order < b.order)
 
 
 cdef int _compare(const void *a, const void *b) noexcept nogil:
@@ -106,13 +103,13 @@ cdef class TimerHeap:
         self.length = 0
         self.capacity = 0
         self.seq = 0
-        self.due_head = NULL
-        self.due_tail = NULL
-        self.hint = NULL
+        self.due = NULL
+        self.n_due = self.due_at = self.due_left = self.due_capacity = 0
+        self.queue = NULL
 
     def __dealloc__(self):
         PyMem_RawFree(self.entries)
-        PyMem_RawFree(self.hint)
+        PyMem_RawFree(self.due)
 
     cdef void _up(self, Py_ssize_t i, TimerEntry entry) noexcept:
         cdef Py_ssize_t parent
@@ -162,16 +159,6 @@ cdef class TimerHeap:
         else:
             self._down(i, last)
 
-    cdef void _unlink_due(self, AioTimer *timer) noexcept:
-        if timer.prev == NULL:
-            self.due_head = timer.next
-        else:
-            timer.prev.next = timer.next
-        if timer.next == NULL:
-            self.due_tail = timer.prev
-        else:
-            timer.next.prev = timer.prev
-
     cdef int arm(self, AioTimer *timer, int64_t deadline_ns) except -1:
         cdef TimerEntry entry
         cdef void *grown
@@ -185,35 +172,74 @@ cdef class TimerHeap:
             self.capacity = capacity
         Py_INCREF(<object>timer.opaque)
         self.disarm(timer)
-        timer.deadline_ns = deadline_ns
         entry.deadline_ns = deadline_ns
-        entry.seq = self.seq
+        entry.order = self.seq << 1
+        if timer.cb == NULL:
+            entry.order |= ENTRY_QUEUES
         entry.timer = timer
         self.seq += 1
         self.length += 1
         self._up(self.length - 1, entry)
         return 0
 
+    cdef TimerEntry *_entry_of(self, AioTimer *timer) noexcept:
+        """Its entry, in the heap or among the due ones with a callback; or NULL."""
+        cdef TimerEntry *entry
+        cdef Py_ssize_t place
+        if timer.index >= 0:
+            if timer.index >= self.length:
+                return NULL
+            entry = &self.entries[timer.index]
+        else:
+            place = TIMER_DUE - timer.index
+            if place < self.due_at or place >= self.n_due:
+                return NULL
+            entry = &self.due[place]
+        return entry if entry.timer == timer else NULL
+
+    cdef bint holds(self, AioTimer *timer) noexcept:
+        return self._entry_of(timer) != NULL
+
+    cdef int64_t deadline_of(self, AioTimer *timer) noexcept:
+        cdef TimerEntry *entry = self._entry_of(timer)
+        return -1 if entry == NULL else entry.deadline_ns
+
     cdef bint disarm(self, AioTimer *timer) noexcept:
+        cdef TimerEntry *entry = self._entry_of(timer)
+        if entry == NULL:
+            return False
         if timer.index >= 0:
             self._remove(timer.index)
-        elif timer.index == TIMER_DUE:
-            self._unlink_due(timer)
         else:
-            return False
+            entry.timer = NULL
+            self.due_left -= 1
         timer.index = TIMER_IDLE
         Py_DECREF(<object>timer.opaque)
         return True
 
-    cdef void _set_aside(self, AioTimer *timer) noexcept:
-        timer.index = TIMER_DUE
-        timer.next = NULL
-        timer.prev = self.due_tail
-        if self.due_tail == NULL:
-            self.due_head = timer
-        else:
-            self.due_tail.next = timer
-        self.due_tail = timer
+    cdef int _reserve_due(self, Py_ssize_t n) except -1:
+        cdef Py_ssize_t capacity = self.due_capacity * 2
+        cdef void *grown
+        n += self.n_due
+        if n <= self.due_capacity:
+            return 0
+        if capacity < 64:
+            capacity = 64
+        if capacity < n:
+            capacity = n
+        grown = PyMem_RawRealloc(self.due, capacity * sizeof(TimerEntry))
+        if grown == NULL:
+            raise MemoryError()
+        self.due = <TimerEntry *>grown
+        self.due_capacity = capacity
+        return 0
+
+    cdef void _note_places(self, Py_ssize_t first) noexcept:
+        """Tell those set aside that have a callback, from place `first` on, where."""
+        cdef Py_ssize_t i
+        for i in range(first, self.n_due):
+            if not self.due[i].order & ENTRY_QUEUES:
+                self.due[i].timer.index = TIMER_DUE - i
 
     cdef bint _many_are_due(self, int64_t now_ns) noexcept:
         """Whether it looks as if more than a quarter is due."""
@@ -225,87 +251,86 @@ cdef class TimerHeap:
                 due += 1
         return due >= 8
 
-    cdef void _set_many_aside(self, int64_t now_ns) noexcept:
+    cdef int _set_many_aside(self, int64_t now_ns) except -1:
         """All that is due at once: taken out, sorted, and the rest made a heap again.
 
         One by one, each costs a walk down the heap and a cache miss a level.
         """
         cdef Py_ssize_t i
         cdef Py_ssize_t kept = 0
-        cdef Py_ssize_t due = 0
+        cdef Py_ssize_t many = 0
         cdef TimerEntry *heap = self.entries
-        cdef TimerEntry *taken = <TimerEntry *>PyMem_RawMalloc(
-            self.length * sizeof(TimerEntry))
-        if taken == NULL:
-            return          # the caller goes on one by one
+        cdef TimerEntry *taken
+        for i in range(self.length):
+            many += heap[i].deadline_ns <= now_ns
+        self._reserve_due(many)
+        taken = self.due + self.n_due
+        many = 0
         for i in range(self.length):
             if heap[i].deadline_ns <= now_ns:
-                taken[due] = heap[i]
-                due += 1
+                taken[many] = heap[i]
+                many += 1
             else:
-                heap[kept] = heap[i]
-                heap[kept].timer.index = kept
+                if kept != i:
+                    heap[kept] = heap[i]
+                    heap[kept].timer.index = kept
                 kept += 1
         self.length = kept
         i = (kept + 2) >> 2
         while i > 0:
             i -= 1
             self._down(i, heap[i])
-        _sort(taken, due)
-        for i in range(due):
-            if i + AHEAD < due:
-                _fetch(taken[i + AHEAD].timer)
-            self._set_aside(taken[i].timer)
-        self._drop_hint()
-        self.hint = taken
-        self.n_hint = due
+        _sort(taken, many)
+        self.n_due += many
+        self.due_left += many
+        self._note_places(self.n_due - many)
+        return 0
 
-    cdef void _fetch_ahead(self) noexcept:
-        """One of those set aside is run: fetch a later one, with what lies before it."""
-        cdef char *there
-        self.hinted += 1
-        if self.hinted + AHEAD < self.n_hint:
-            there = <char *>self.hint[self.hinted + AHEAD].timer
-            _fetch(there)
-            aq_prefetch(there - 64)
-            aq_prefetch(there - 128)
-
-    cdef void _drop_hint(self) noexcept:
-        PyMem_RawFree(self.hint)
-        self.hint = NULL
-        self.hinted = self.told = self.n_hint = 0
-
-    cdef char *later(self) noexcept:
-        self.told += 1
-        if self.told + AHEAD // 2 < self.n_hint:
-            return <char *>self.hint[self.told + AHEAD // 2].timer
-        return NULL
+    cdef int _set_aside(self, int64_t now_ns) except -1:
+        cdef Py_ssize_t few = 32
+        while self.length and self.entries[0].deadline_ns <= now_ns:
+            if few == 0 and self.length > 64:
+                if self._many_are_due(now_ns):
+                    return self._set_many_aside(now_ns)
+                few = self.length >> 4
+            few -= 1
+            self._reserve_due(1)
+            self.due[self.n_due] = self.entries[0]
+            self._remove(0)
+            self.n_due += 1
+            self.due_left += 1
+            self._note_places(self.n_due - 1)
+        return 0
 
     cdef Py_ssize_t run(self, int64_t now_ns) except -1:
         cdef AioTimer *timer
         cdef Py_ssize_t n = 0
-        cdef Py_ssize_t few = 32
+        cdef Py_ssize_t end
         cdef object owner
-        if self.hint != NULL and self.due_head == NULL:
-            self._drop_hint()
+        if self.due_left == 0:
+            self.due_at = self.n_due = 0
+            if self.due_capacity > FEW_DUE:
+                PyMem_RawFree(self.due)
+                self.due = NULL
+                self.due_capacity = 0
         # Everything due is set aside first: what a callback arms, even into the past,
-        # is for the next run.  A nested run goes on with the same list.
-        while self.length and self.entries[0].deadline_ns <= now_ns:
-            if few == 0 and self.length > 64:
-                if self._many_are_due(now_ns):
-                    few = -1            # if that finds no memory, never again
-                    self._set_many_aside(now_ns)
-                    continue
-                few = self.length >> 4
-            few -= 1
-            timer = self.entries[0].timer
-            self._remove(0)
-            self._set_aside(timer)
-        while self.due_head != NULL:
-            timer = self.due_head
-            if self.hint != NULL:
-                self._fetch_ahead()
-            self._unlink_due(timer)
+        # is for the next run.  A nested run goes on with the same array.
+        self._set_aside(now_ns)
+        while self.due_left:
+            end = self.due_at
+            while end < self.n_due and self.due[end].order & ENTRY_QUEUES:
+                end += 1
+            if end > self.due_at:
+                self.queue(self.queue_owner, self.due + self.due_at, end - self.due_at)
+                n += end - self.due_at
+                self.due_left -= end - self.due_at
+                self.due_at = end
+                continue
+            timer = self.due[self.due_at].timer
+            self.due_at += 1
+            if timer == NULL:
+                continue
+            self.due_left -= 1
             timer.index = TIMER_IDLE
             owner = <object>timer.opaque
             Py_DECREF(owner)   # the reference of arm(); `owner` holds it for the call
@@ -314,7 +339,13 @@ cdef class TimerHeap:
         return n
 
     cdef void clear(self) noexcept:
-        while self.due_head != NULL:
-            self.disarm(self.due_head)
+        cdef TimerEntry *entry
+        while self.due_left:
+            entry = &self.due[self.due_at]
+            self.due_at += 1
+            if entry.timer != NULL:
+                self.due_left -= 1
+                entry.timer.index = TIMER_IDLE
+                Py_DECREF(<object>entry.timer.opaque)
         while self.length:
             self.disarm(self.entries[self.length - 1].timer)

@@ -97,20 +97,14 @@ cdef extern from *:
     #include <stdint.h>
     /* In C, because handles embed it in a layout that C lays down (layouts.pxd). */
     typedef struct AioTimer {
-        int64_t deadline_ns;      /* CLOCK_MONOTONIC */
-        Py_ssize_t index;         /* >= 0: place in the heap; TIMER_IDLE; TIMER_DUE */
-        struct AioTimer *prev;    /* in the list of due timers */
-        struct AioTimer *next;
-        int (*cb)(void *);
+        Py_ssize_t index;         /* place in the heap; TIMER_IDLE; TIMER_DUE - place */
+        int (*cb)(void *);        /* NULL: it is queued when it is due (TimerHeap.queue) */
         void *opaque;             /* owner; one reference while armed or due */
     } AioTimer;
     #endif
     """
     ctypedef struct AioTimer:
-        int64_t deadline_ns
         Py_ssize_t index
-        AioTimer *prev
-        AioTimer *next
         AioCallback cb
         void *opaque
 

@@ -22,8 +22,9 @@ cdef struct FlushNode:
 
 cdef class LoopCallbacks:
     cdef readonly AioContext context
-    cdef PyObject *ready_head      # Handles, linked by `next`, each with a reference
-    cdef PyObject *ready_tail
+    cdef PyObject **ready          # a ring of handles, each with a reference
+    cdef Py_ssize_t ready_size     # places in it: a power of two, or 0
+    cdef Py_ssize_t ready_first
     cdef readonly Py_ssize_t _n_ready
     cdef uint64_t callbacks
     cdef bint stopping
@@ -43,11 +44,15 @@ cdef class LoopCallbacks:
     cdef int append(self, PyObject *handle) except -1
     # The same from any thread that has the GIL; wakes the loop if it sleeps.
     cdef int append_foreign(self, PyObject *handle) except -1
+    # Have room for `n` more.
+    cdef int _grow_ready(self, Py_ssize_t n) except -1
     # call_soon for our own code: no checks, no debug traceback.
     cdef int soon(self, object callback, PyObject *a, PyObject *b, object context) except -1
     # Run what is in the queue now.
     cdef int _run_ready(self) except -1
-    cdef void _look_ahead(self, PyObject *head) noexcept
+    cdef void _look_ahead(self) noexcept
+    # The n-th from the front.
+    cdef PyObject *ready_at(self, Py_ssize_t n) noexcept
     cdef int _run_debug(self, PyObject *handle) except -1
     cdef int _drop_ready(self) noexcept
     # Have node.flush(owner) called when the running callback returns, or now.
@@ -62,6 +67,8 @@ cdef class LoopCallbacks:
     # KeyboardInterrupt and SystemExit, which stay set (-1).
     cdef int handle_failed(self, object handle) except -1
 
+    # Have the timers of our context queued here.
+    cdef int take_timers(self) noexcept
     cdef int _check_closed_(self) except -1
     cdef int _check_debug(self, object callback, str method) except -1
     cdef object _call_at(self, double when, object callback, tuple args, object context)

@@ -19,12 +19,12 @@ from cython cimport embedsignature
 from libc.math cimport ceil
 from libc.math cimport isnan
 from libc.stdint cimport int64_t
-from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
 
 from aioqemu._engine.core cimport fork_generation
+from aioqemu._engine.timers cimport TimerEntry
 from aioqemu._engine.timers cimport TimerHeap
 from aioqemu._loop.handles cimport HANDLE_CANCELLED
-from aioqemu._loop.handles cimport HANDLE_QUEUED
 from aioqemu._loop.handles cimport HANDLE_SHARED
 from aioqemu._loop.handles cimport HANDLE_TIMER
 from aioqemu._loop.handles cimport Handle
@@ -71,6 +71,10 @@ cdef extern from *:
 
 cdef enum:
     LONG_QUEUE = 64      # shorter ones are in the cache
+    LARGE_QUEUE = 16384  # memory for more is given back
+    AHEAD = 12           # which of a long queue's timers is fetched,
+    NEAR = 6             # ... of which one its neighbours and its context,
+    NEXT = 3             # ... of which one the context's; all below LONG_QUEUE
     CO_VARKEYWORDS = 8   # of code objects
 
 cdef object _unset = object()
@@ -94,11 +98,19 @@ cdef int _raise_current() except -1:
     return -1       # the exception is set already
 
 
-cdef int _timer_due(void *opaque) except -1:
-    # An asyncio timer only queues its handle: callbacks run in the order of the queue.
-    cdef AqHandleObject *h = <AqHandleObject *>opaque
-    cdef LoopCallbacks loop = <LoopCallbacks>h.loop
-    loop.append(<PyObject *>opaque)
+cdef int _timers_due(void *owner, TimerEntry *due, Py_ssize_t n) except -1:
+    # asyncio's timers are only queued: callbacks run in the order of the queue.
+    cdef LoopCallbacks loop = <LoopCallbacks>owner
+    cdef Py_ssize_t i
+    cdef Py_ssize_t end = loop.ready_first + loop._n_ready
+    if loop._n_ready + n > loop.ready_size:
+        loop._grow_ready(n)
+        end = loop._n_ready
+    for i in range(n):
+        # Where its handle begins.
+        loop.ready[(end + i) & (loop.ready_size - 1)] = <PyObject *>(
+            <char *>due[i].timer - sizeof(AqHandleObject))
+    loop._n_ready += n
     return 0
 
 
@@ -188,7 +200,8 @@ cdef class LoopCallbacks:
     """The part of a loop that queues callbacks, arms timers and keeps output."""
 
     def __cinit__(self, *args, **kwargs):
-        self.ready_head = self.ready_tail = NULL
+        self.ready = NULL
+        self.ready_size = self.ready_first = self._n_ready = 0
         self.flush_head = self.flush_tail = NULL
         self.scratch_buffer = NULL
         self.closed = True          # until the loop has a context
@@ -200,15 +213,38 @@ cdef class LoopCallbacks:
 
     cdef int _drop_ready(self) noexcept:
         cdef PyObject *op
-        while self.ready_head != NULL:
-            op = self.ready_head
-            self.ready_head = (<AqHandleObject *>op).next
-            (<AqHandleObject *>op).next = NULL
-            (<AqHandleObject *>op).flags &= ~<uint32_t>HANDLE_QUEUED
+        while self._n_ready:
+            op = self.ready[self.ready_first]
+            self.ready_first = (self.ready_first + 1) & (self.ready_size - 1)
+            self._n_ready -= 1
             handle_leave(op)
-        self.ready_tail = NULL
-        self._n_ready = 0
+        PyMem_RawFree(self.ready)
+        self.ready = NULL
+        self.ready_size = self.ready_first = 0
         return 0
+
+    cdef int _grow_ready(self, Py_ssize_t n) except -1:
+        cdef Py_ssize_t size = self.ready_size if self.ready_size else 64
+        cdef Py_ssize_t first_part
+        cdef PyObject **ready
+        while size < self._n_ready + n:
+            size *= 2
+        ready = <PyObject **>PyMem_RawMalloc(size * sizeof(PyObject *))
+        if ready == NULL:
+            raise MemoryError()
+        first_part = min(self._n_ready, self.ready_size - self.ready_first)
+        if self._n_ready:
+            memcpy(ready, self.ready + self.ready_first, first_part * sizeof(PyObject *))
+            memcpy(ready + first_part, self.ready,
+                   (self._n_ready - first_part) * sizeof(PyObject *))
+        PyMem_RawFree(self.ready)
+        self.ready = ready
+        self.ready_size = size
+        self.ready_first = 0
+        return 0
+
+    cdef PyObject *ready_at(self, Py_ssize_t n) noexcept:
+        return self.ready[(self.ready_first + n) & (self.ready_size - 1)]
 
     # -- state --------------------------------------------------------------------------
 
@@ -297,17 +333,10 @@ cdef class LoopCallbacks:
     # -- callbacks ----------------------------------------------------------------------
 
     cdef int append(self, PyObject *handle) except -1:
-        cdef AqHandleObject *h = <AqHandleObject *>handle
-        if h.flags & HANDLE_QUEUED:
-            return 0
-        h.flags |= HANDLE_QUEUED
+        if self._n_ready == self.ready_size:
+            self._grow_ready(1)
         Py_INCREF(<object>handle)
-        h.next = NULL
-        if self.ready_tail == NULL:
-            self.ready_head = handle
-        else:
-            (<AqHandleObject *>self.ready_tail).next = handle
-        self.ready_tail = handle
+        self.ready[(self.ready_first + self._n_ready) & (self.ready_size - 1)] = handle
         self._n_ready += 1
         return 0
 
@@ -381,6 +410,11 @@ cdef class LoopCallbacks:
             self.context.wake()
         return 0
 
+    cdef int take_timers(self) noexcept:
+        self.context.timers.queue = _timers_due
+        self.context.timers.queue_owner = <void *>self
+        return 0
+
     cdef object _call_at(self, double when, object callback, tuple args, object context):
         cdef TimerHandle handle = new_timer_handle(self, callback, args, context, when)
         cdef AqTimerObject *t = <AqTimerObject *><PyObject *>handle
@@ -389,8 +423,7 @@ cdef class LoopCallbacks:
         while deadline * 1e-9 < when and deadline < NEVER_NS:
             deadline += 1       # rounding must not make it early by `time()`
         Py_INCREF(heap)
-        t.heap = <PyObject *>heap
-        t.timer.cb = _timer_due
+        t.handle.heap = <PyObject *>heap
         heap.arm(&t.timer, deadline)
         if self.debug:
             handle._source_traceback = extract_stack(sys._getframe())
@@ -460,47 +493,40 @@ cdef class LoopCallbacks:
         if took >= self.slow_callback_duration:
             logger.warning("Executing %r took %.3f seconds", what, took)
 
-    cdef void _look_ahead(self, PyObject *head) noexcept:
-        """`head`, one of many timers that fire together, leaves the queue.
+    cdef void _look_ahead(self) noexcept:
+        """One of many timers that fire together has left the queue.
 
-        They are spread over memory: fetch one that comes later, and what the next but two
-        will touch when it is freed.
+        They are spread over memory: fetch one that comes later, and what nearer ones will
+        touch when they are freed, as soon as what tells where that is was fetched.
         """
-        cdef int i
-        cdef PyObject *op = head
-        cdef char *there = self.context.timers.later()
-        if there != NULL:
-            there -= sizeof(AqHandleObject)      # where its handle begins
-            for i in range(4):
-                aq_prefetch(there - 48 + 64 * i)
-        for _ in range(3):
-            op = (<AqHandleObject *>op).next
-            if op == NULL:
-                return
+        cdef PyObject *op = self.ready_at(AHEAD)
+        aq_prefetch(<char *>op - 32)
+        aq_prefetch(<char *>op + 32)
+        aq_prefetch(<char *>op + 96)
+        op = self.ready_at(NEAR)
         aq_prefetch_around(op)
-        if (<AqHandleObject *>op).context != NULL:
-            aq_prefetch(<char *>(<AqHandleObject *>op).context - 16)
-            aq_prefetch(<char *>(<AqHandleObject *>op).context + 48)
+        op = (<AqHandleObject *>op).context
+        aq_prefetch(<char *>op - 16)
+        aq_prefetch(<char *>op + 47)
+        op = (<AqHandleObject *>self.ready_at(NEXT)).context
+        if op != NULL:          # the collector has not cleared it
+            aq_prefetch_around(op)
 
     cdef int _run_ready(self) except -1:
         cdef Py_ssize_t n = self._n_ready
         cdef PyObject *op
         cdef AqHandleObject *h
-        while n > 0 and self.ready_head != NULL:
+        while n > 0 and self._n_ready:
             n -= 1
-            op = self.ready_head
+            op = self.ready[self.ready_first]
             h = <AqHandleObject *>op
-            self.ready_head = h.next
-            if self.ready_head == NULL:
-                self.ready_tail = NULL
-            elif n > LONG_QUEUE and h.flags & HANDLE_TIMER:
-                self._look_ahead(op)
-            else:
-                aq_prefetch(<char *>h.next)
-                aq_prefetch(<char *>h.next + 64)
-            h.next = NULL
-            h.flags &= ~<uint32_t>HANDLE_QUEUED
+            self.ready_first = (self.ready_first + 1) & (self.ready_size - 1)
             self._n_ready -= 1
+            if n > LONG_QUEUE and h.flags & HANDLE_TIMER:
+                self._look_ahead()
+            elif n:
+                aq_prefetch(<char *>self.ready[self.ready_first])
+                aq_prefetch(<char *>self.ready[self.ready_first] + 64)
             if h.flags & HANDLE_CANCELLED:
                 handle_leave(op)
                 continue
@@ -514,6 +540,8 @@ cdef class LoopCallbacks:
                 handle_leave(op)
                 if self.flush_head != NULL:
                     self.flush_all()
+        if self._n_ready == 0 and self.ready_size > LARGE_QUEUE:
+            self._drop_ready()
         return 0
 
     # -- output -------------------------------------------------------------------------

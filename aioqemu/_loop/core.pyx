@@ -20,7 +20,6 @@ from aioqemu._engine.timers cimport TimerHeap
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._loop.callbacks cimport FlushNode
 from aioqemu._loop.fds cimport LoopFds
-from aioqemu._loop.layouts cimport AqHandleObject
 from aioqemu._sys.libc cimport aq_now_ns
 
 cdef enum:
@@ -44,6 +43,7 @@ cdef class LoopCore(LoopFds):
     def _init_core(self, AioContext context not None):
         """Take a context; the loop owns it from now on."""
         self.context = context
+        self.take_timers()
         context.exception_handler = self._context_exception
         context.poll_guard = self._poll_guard
         self.set_debug(self.debug)
@@ -230,16 +230,18 @@ cdef int _traverse(PyObject *op, visitproc visit, void *arg) noexcept:
     cdef LoopCore loop = <LoopCore>op
     cdef PyObject *handle
     cdef FlushNode *node
+    cdef Py_ssize_t i
     cdef int err = aq_core_traverse(op, visit, arg)
-    handle = loop.ready_head
-    while err == 0 and handle != NULL:
+    for i in range(loop._n_ready):
+        if err:
+            return err
+        handle = loop.ready_at(i)
         if PyObject_GC_IsTracked(handle):
             err = visit(handle, arg)
         elif Py_REFCNT(handle) == 1:
             # A part of the loop, so to speak.  One that others have, too, keeps what it
             # refers to, and the loop, until it has left the queue.
             err = aq_traverse(handle, visit, arg)
-        handle = (<AqHandleObject *>handle).next
     node = loop.flush_head
     while err == 0 and node != NULL:
         err = visit(<PyObject *>node.owner, arg)

@@ -13,10 +13,9 @@ from aioqemu._loop.shims cimport TimerHandleBase
 cdef enum:
     HANDLE_CANCELLED = 1
     HANDLE_RUNNING = 2     # its callback is on the stack: cancel() keeps the fields
-    HANDLE_QUEUED = 4      # in the ready queue
-    HANDLE_TIMER = 8       # a TimerHandle
-    HANDLE_SHARED = 16     # of call_soon_threadsafe: other threads wait for its end
-    HANDLE_AWAITED = 32    # such a thread waits now
+    HANDLE_TIMER = 4       # a TimerHandle
+    HANDLE_SHARED = 8      # of call_soon_threadsafe: other threads wait for its end
+    HANDLE_AWAITED = 16    # such a thread waits now
 
 cdef class Handle(HandleBase):
     pass

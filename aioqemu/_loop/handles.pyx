@@ -56,7 +56,6 @@ cdef extern from *:
         h->callback = Py_NewRef(callback);
         h->context = context;
         h->loop = Py_NewRef(loop);
-        h->next = NULL;
         h->nargs = (uint32_t)n;
         h->flags = 0;
         if (n > 0) {
@@ -121,8 +120,8 @@ cdef void _dealloc_timer(PyObject *op) noexcept:
     PyObject_GC_UnTrack(op)
     aq_h_forget_weak(op)
     aq_h_drop(op)
-    heap = (<AqTimerObject *>op).heap
-    (<AqTimerObject *>op).heap = NULL
+    heap = (<AqHandleObject *>op).heap
+    (<AqHandleObject *>op).heap = NULL
     Py_XDECREF(heap)
     if n_free_timers < FREE_MAX and aq_h_exact(op, TIMER_TYPE):
         free_timers[n_free_timers] = op
@@ -199,8 +198,9 @@ cdef class TimerHandle(TimerHandleBase):
 
     def cancel(self):
         """Do not call the callback; the timer leaves the heap at once."""
-        if _timer(self).heap != NULL:
-            (<TimerHeap><object>_timer(self).heap).disarm(&_timer(self).timer)
+        cdef PyObject *heap = _timer(self).handle.heap
+        if heap != NULL:
+            (<TimerHeap>heap).disarm(&_timer(self).timer)
         _cancel(self)
 
     def cancelled(self):
@@ -224,7 +224,8 @@ cdef class TimerHandle(TimerHandleBase):
 
     @property
     def _scheduled(self):
-        return _timer(self).timer.index != TIMER_IDLE
+        cdef PyObject *heap = _timer(self).handle.heap
+        return heap != NULL and (<TimerHeap>heap).holds(&_timer(self).timer)
 
     @property
     def _cancelled(self):
@@ -383,7 +384,6 @@ cdef int _fill(AqHandleObject *h, object loop, object callback, PyObject *a, PyO
     h.callback = <PyObject *>callback
     Py_INCREF(loop)
     h.loop = <PyObject *>loop
-    h.next = NULL
     if a == NULL:
         if args is None:
             h.nargs = 0
@@ -472,7 +472,6 @@ cdef TimerHandle new_timer_handle(object loop, object callback, tuple args,
         n_free_timers -= 1
         op = PyObject_Init(free_timers[n_free_timers], TIMER_TYPE)
         (<AqHandleObject *>op).nargs = 0
-        (<AqTimerObject *>op).heap = NULL
         PyObject_GC_Track(op)
         handle = <TimerHandle>op
         Py_DECREF(handle)
@@ -480,6 +479,7 @@ cdef TimerHandle new_timer_handle(object loop, object callback, tuple args,
         handle = TimerHandle.__new__(TimerHandle)
     (<AqHandleObject *><PyObject *>handle).flags = HANDLE_TIMER
     _timer(handle).timer.index = TIMER_IDLE
+    _timer(handle).timer.cb = NULL         # when due, it is queued
     _timer(handle).timer.opaque = <void *>handle
     _timer(handle).when = when
     if n:

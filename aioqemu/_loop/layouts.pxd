@@ -26,7 +26,7 @@ cdef extern from *:
         PyObject *weak;       /* the interpreter's, which looks for it here */
     #endif
         PyObject *loop;
-        PyObject *next;       /* in the ready queue; the queue has a reference */
+        PyObject *heap;       /* the TimerHeap that a timer is, or was, armed in; or NULL */
         uint32_t nargs;
         uint32_t flags;
     } AqHandleObject;
@@ -34,7 +34,6 @@ cdef extern from *:
         AqHandleObject handle;
         AioTimer timer;
         double when;          /* seconds of loop.time() */
-        PyObject *heap;       /* the TimerHeap that it is, or was, armed in; or NULL */
     } AqTimerObject;
     typedef struct {
         PyObject_HEAD
@@ -55,14 +54,13 @@ cdef extern from *:
         PyObject *traceback
         PyObject *text
         PyObject *loop
-        PyObject *next
+        PyObject *heap
         uint32_t nargs
         uint32_t flags
     ctypedef struct AqTimerObject:
         AqHandleObject handle
         AioTimer timer
         double when
-        PyObject *heap
     ctypedef struct AqTransportObject:
         PyObject *extra
     ctypedef struct AqFlowTransportObject:
