@@ -14,7 +14,6 @@ moves almost nothing.
 """
 
 from cpython.mem cimport PyMem_RawFree
-from cpython.mem cimport PyMem_RawMalloc
 from cpython.mem cimport PyMem_RawRealloc
 from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
@@ -41,24 +40,21 @@ cdef int _compare(const void *a, const void *b) noexcept nogil:
     return -1 if _before(<TimerEntry *>a, <TimerEntry *>b) else 1
 
 
-cdef void _sort(TimerEntry *entries, Py_ssize_t n) noexcept:
-    """By deadline and order of arming.
+cdef void _sort(TimerEntry *entries, Py_ssize_t n, TimerEntry *scratch) noexcept:
+    """By deadline and order of arming; `scratch` has room for as many.
 
     The deadlines of what is due at once have few digits that differ, so they are dealt
     out by digits; what has the same deadline lies together then.
     """
     cdef Py_ssize_t[256] places
     cdef TimerEntry *a = entries
-    cdef TimerEntry *b = <TimerEntry *>PyMem_RawMalloc(n * sizeof(TimerEntry))
+    cdef TimerEntry *b = scratch
     cdef TimerEntry *swap
     cdef int64_t least = entries[0].deadline_ns
     cdef int64_t most = least
     cdef uint64_t span
     cdef Py_ssize_t i, j, place, count
     cdef int shift = 0
-    if b == NULL:
-        qsort(entries, n, sizeof(TimerEntry), _compare)
-        return
     for i in range(1, n):
         if a[i].deadline_ns < least:
             least = a[i].deadline_ns
@@ -92,8 +88,6 @@ cdef void _sort(TimerEntry *entries, Py_ssize_t n) noexcept:
         i = j
     if a != entries:
         memcpy(entries, a, n * sizeof(TimerEntry))
-        b = a
-    PyMem_RawFree(b)
 
 
 @final
@@ -280,7 +274,7 @@ cdef class TimerHeap:
         while i > 0:
             i -= 1
             self._down(i, heap[i])
-        _sort(taken, many)
+        _sort(taken, many, heap + kept)        # where they were, all told
         self.n_due += many
         self.due_left += many
         self._note_places(self.n_due - many)

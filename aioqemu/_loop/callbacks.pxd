@@ -23,7 +23,7 @@ cdef struct FlushNode:
 cdef class LoopCallbacks:
     cdef readonly AioContext context
     cdef PyObject **ready          # a ring of handles, each with a reference
-    cdef Py_ssize_t ready_size     # places in it: a power of two, or 0
+    cdef Py_ssize_t ready_mask     # places in it, a power of two or 0, less one
     cdef Py_ssize_t ready_first
     cdef readonly Py_ssize_t _n_ready
     cdef uint64_t callbacks

@@ -103,12 +103,12 @@ cdef int _timers_due(void *owner, TimerEntry *due, Py_ssize_t n) except -1:
     cdef LoopCallbacks loop = <LoopCallbacks>owner
     cdef Py_ssize_t i
     cdef Py_ssize_t end = loop.ready_first + loop._n_ready
-    if loop._n_ready + n > loop.ready_size:
+    if loop._n_ready + n > loop.ready_mask + 1:
         loop._grow_ready(n)
         end = loop._n_ready
     for i in range(n):
         # Where its handle begins.
-        loop.ready[(end + i) & (loop.ready_size - 1)] = <PyObject *>(
+        loop.ready[(end + i) & loop.ready_mask] = <PyObject *>(
             <char *>due[i].timer - sizeof(AqHandleObject))
     loop._n_ready += n
     return 0
@@ -201,7 +201,8 @@ cdef class LoopCallbacks:
 
     def __cinit__(self, *args, **kwargs):
         self.ready = NULL
-        self.ready_size = self.ready_first = self._n_ready = 0
+        self.ready_mask = -1
+        self.ready_first = self._n_ready = 0
         self.flush_head = self.flush_tail = NULL
         self.scratch_buffer = NULL
         self.closed = True          # until the loop has a context
@@ -215,16 +216,17 @@ cdef class LoopCallbacks:
         cdef PyObject *op
         while self._n_ready:
             op = self.ready[self.ready_first]
-            self.ready_first = (self.ready_first + 1) & (self.ready_size - 1)
+            self.ready_first = (self.ready_first + 1) & self.ready_mask
             self._n_ready -= 1
             handle_leave(op)
         PyMem_RawFree(self.ready)
         self.ready = NULL
-        self.ready_size = self.ready_first = 0
+        self.ready_mask = -1
+        self.ready_first = 0
         return 0
 
     cdef int _grow_ready(self, Py_ssize_t n) except -1:
-        cdef Py_ssize_t size = self.ready_size if self.ready_size else 64
+        cdef Py_ssize_t size = self.ready_mask + 1 if self.ready_mask >= 0 else 64
         cdef Py_ssize_t first_part
         cdef PyObject **ready
         while size < self._n_ready + n:
@@ -232,19 +234,19 @@ cdef class LoopCallbacks:
         ready = <PyObject **>PyMem_RawMalloc(size * sizeof(PyObject *))
         if ready == NULL:
             raise MemoryError()
-        first_part = min(self._n_ready, self.ready_size - self.ready_first)
+        first_part = min(self._n_ready, self.ready_mask + 1 - self.ready_first)
         if self._n_ready:
             memcpy(ready, self.ready + self.ready_first, first_part * sizeof(PyObject *))
             memcpy(ready + first_part, self.ready,
                    (self._n_ready - first_part) * sizeof(PyObject *))
         PyMem_RawFree(self.ready)
         self.ready = ready
-        self.ready_size = size
+        self.ready_mask = size - 1
         self.ready_first = 0
         return 0
 
     cdef PyObject *ready_at(self, Py_ssize_t n) noexcept:
-        return self.ready[(self.ready_first + n) & (self.ready_size - 1)]
+        return self.ready[(self.ready_first + n) & self.ready_mask]
 
     # -- state --------------------------------------------------------------------------
 
@@ -333,10 +335,10 @@ cdef class LoopCallbacks:
     # -- callbacks ----------------------------------------------------------------------
 
     cdef int append(self, PyObject *handle) except -1:
-        if self._n_ready == self.ready_size:
+        if self._n_ready > self.ready_mask:
             self._grow_ready(1)
         Py_INCREF(<object>handle)
-        self.ready[(self.ready_first + self._n_ready) & (self.ready_size - 1)] = handle
+        self.ready[(self.ready_first + self._n_ready) & self.ready_mask] = handle
         self._n_ready += 1
         return 0
 
@@ -499,16 +501,19 @@ cdef class LoopCallbacks:
         They are spread over memory: fetch one that comes later, and what nearer ones will
         touch when they are freed, as soon as what tells where that is was fetched.
         """
-        cdef PyObject *op = self.ready_at(AHEAD)
+        cdef PyObject **ready = self.ready
+        cdef Py_ssize_t first = self.ready_first
+        cdef Py_ssize_t mask = self.ready_mask
+        cdef PyObject *op = ready[(first + AHEAD) & mask]
         aq_prefetch(<char *>op - 32)
         aq_prefetch(<char *>op + 32)
         aq_prefetch(<char *>op + 96)
-        op = self.ready_at(NEAR)
+        op = ready[(first + NEAR) & mask]
         aq_prefetch_around(op)
         op = (<AqHandleObject *>op).context
         aq_prefetch(<char *>op - 16)
         aq_prefetch(<char *>op + 47)
-        op = (<AqHandleObject *>self.ready_at(NEXT)).context
+        op = (<AqHandleObject *>ready[(first + NEXT) & mask]).context
         if op != NULL:          # the collector has not cleared it
             aq_prefetch_around(op)
 
@@ -520,7 +525,7 @@ cdef class LoopCallbacks:
             n -= 1
             op = self.ready[self.ready_first]
             h = <AqHandleObject *>op
-            self.ready_first = (self.ready_first + 1) & (self.ready_size - 1)
+            self.ready_first = (self.ready_first + 1) & self.ready_mask
             self._n_ready -= 1
             if n > LONG_QUEUE and h.flags & HANDLE_TIMER:
                 self._look_ahead()
@@ -540,7 +545,7 @@ cdef class LoopCallbacks:
                 handle_leave(op)
                 if self.flush_head != NULL:
                     self.flush_all()
-        if self._n_ready == 0 and self.ready_size > LARGE_QUEUE:
+        if self.ready_mask >= LARGE_QUEUE and self._n_ready == 0:
             self._drop_ready()
         return 0
 
