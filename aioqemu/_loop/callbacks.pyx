@@ -527,7 +527,7 @@ cdef class LoopCallbacks:
             h = <AqHandleObject *>op
             self.ready_first = (self.ready_first + 1) & self.ready_mask
             self._n_ready -= 1
-            if n > LONG_QUEUE and h.flags & HANDLE_TIMER:
+            if self._n_ready > LONG_QUEUE and h.flags & HANDLE_TIMER:
                 self._look_ahead()
             elif n:
                 aq_prefetch(<char *>self.ready[self.ready_first])
