@@ -10,6 +10,8 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+CHECKOUT = Path(__file__).resolve().parent.parent
+
 
 def cpu_model() -> str:
     """Name of the processor, as the kernel tells it."""
@@ -52,7 +54,11 @@ def describe() -> dict[str, Any]:
     """Everything that belongs beside a figure."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        # Paths as seen from the checkout: where that is is nobody's business.
+        "command": [
+            Path(sys.argv[0]).name,
+            *(word.removeprefix(f"{CHECKOUT}/") for word in sys.argv[1:]),
+        ],
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "cores_allowed": sorted(os.sched_getaffinity(0)),

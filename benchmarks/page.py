@@ -121,6 +121,10 @@ def conditions(files: dict[str, Results]) -> list[str]:
         found += [f"* Mind, of {name}: {text}." for text in told]
         if rounds := results.options.get("rounds"):
             found.append(f"* Rounds of {name}: {rounds}.")
+        for again in results.environment.get("measured_again", []):
+            rows = ", ".join(again["rows"])
+            when = f"Linux {again['kernel']}, {again['date'][:10]}"
+            found.append(f"* Measured again on {when}: {rows}.")
     return [*found, ""]
 
 

@@ -136,7 +136,7 @@ cdef str _context_name = "context"         # interned, as in Python code
 cdef str _context_alias = _context_name
 
 
-cdef bint _only_context(PyObject *names):
+cdef bint _only_context(PyObject *names) noexcept:
     """Whether there is one argument by name, and it is the context."""
     global _context_alias
     cdef PyObject *name

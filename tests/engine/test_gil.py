@@ -127,9 +127,11 @@ def test_nothing_is_kept_where_nobody_else_computes(
     fdmon: str, peer: socket.socket
 ) -> None:
     trips = Trips(AioContext(fdmon, "modern", hold_gil_ns=LONG), peer)
-    while trips.make(50)["gil_holds"]:  # a busy machine looks like such a thread
-        pass
+    added = trips.make(50)
+    while added["gil_holds"]:  # a busy machine looks like such a thread
+        added = trips.make(50)
     trips.close()
+    assert added["gil_releases"] >= 50
 
 
 def test_the_other_thread_gets_its_turn(
@@ -150,6 +152,7 @@ def test_the_other_thread_gets_its_turn(
     with Computing() as thread:
         loop.call_soon(tick)
         loop.run_forever()
+    assert thread.then is None  # it was its turn that ended the run
     loop.remove_reader(pipe.r)
     loop.close()
 

@@ -25,6 +25,8 @@ FAR = 3_600
 class Payload:
     """Something to watch."""
 
+    loop: object = None
+
     def __call__(self) -> None:
         """Do nothing, as a callback."""
 
@@ -261,7 +263,7 @@ def leave_ready(loop: Any) -> list[weakref.ref[Any]]:
     payloads = [Payload() for _ in range(CROWD)]
     base = loop.time() - 1
     for number, payload in enumerate(payloads):
-        payload.loop = loop  # type: ignore[attr-defined]
+        payload.loop = loop
         loop.call_at(base + (number * 7 % CROWD) * 1e-6, payload)
 
     def leave() -> None:
