@@ -75,11 +75,6 @@ cdef class AioCore:
     cdef object runner             # ... that loop, if its call_soon is its own; else None
     cdef SoonCallback soon         # of the runner
     cdef readonly bint closed
-    cdef int64_t now_ns            # read once a pass, after the wait
-    cdef int64_t poll_ns, poll_max_ns, poll_grow, poll_shrink
-    cdef int64_t hold_gil_ns
-    cdef int contended             # not 0: the GIL was long in coming, a few waits ago
-    cdef int64_t taken_ns          # when that wait got it
     cdef object exception_handler
     # Debug mode: called with a transport and the seconds that its callbacks took.
     cdef object slow_hook
@@ -116,15 +111,6 @@ cdef class AioCore:
     cdef inline void sooner(self) noexcept:
         if aq_load(&self.notify_me) or (self.always_write and not self.driven):
             self.wake()
-    # The longest that a wait may last, from bottom halves, queues and timers; -1: ever.
-    cdef int64_t compute_timeout(self) noexcept
-    # The same for poll(), which leaves the loop's ready fds alone.
-    cdef int64_t _own_timeout(self) noexcept
-    # Is there something to dispatch, as far as memory tells?
-    cdef bint has_work(self) noexcept
-    # Wait and collect.  Raises what a signal handler raised, or OSError if the backend
-    # is gone.
-    cdef int wait(self, int64_t timeout_ns) except -1
     # Bind the context to the running thread; for the loop, when it starts.
     cdef int enter_thread(self) except -1
     cdef int check_usable(self) except -1
@@ -138,10 +124,5 @@ cdef class AioCore:
     cdef void _changed(self, int owner) noexcept
     cdef void _forget(self, AioHandler *node, bint child) noexcept
     cdef int _lose(self, AioHandler *node) except -1
-    cdef bint has_ready(self) noexcept
-    cdef int _start_monitor(self) except -1
-    cdef int _spin(self, int64_t timeout_ns, int64_t longest_ns) noexcept nogil
-    cdef int _look_with_gil(self, int64_t timeout_ns) noexcept
-    cdef void _adjust_polling(self, int64_t blocked_ns) noexcept
     cdef int _dispatch_node(self, AioHandler *node) except -1
     cdef int _lose_and_report(self, AioHandler *node) except -1

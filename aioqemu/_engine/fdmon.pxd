@@ -42,7 +42,8 @@ cdef class FdMon:
     # Stop watching.  Afterwards the node may still be `pending`; it is freed by
     # node_reap when the kernel has let go of it.
     cdef int remove(self, AioHandler *node) noexcept
-    # Get ready to wait; called with the GIL held right before wait().  0 or -errno.
+    # Get ready to wait; called with the GIL held right before wait().  0, more if
+    # something was found ready meanwhile and queued, or -errno.
     cdef int prepare(self) noexcept
     # Wait for something, at most timeout_ns (-1: for ever, 0: only look).  Without the
     # GIL when the timeout is not 0.  0 or more, or -errno (-EINTR: a signal).

@@ -29,6 +29,8 @@ from libc.stdint cimport uint64_t
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
+from aioqemu._engine.busy cimport BusySet
+from aioqemu._engine.busy cimport INSTANT_LEAST
 from aioqemu._engine.fdmon cimport FdMon
 from aioqemu._engine.lists cimport done_push
 from aioqemu._engine.lists cimport node_reap
@@ -193,6 +195,9 @@ cdef class FdMonUring(FdMon):
     cdef int ring_eventfd      # in the mirror, for completions that are not of fds; or -1
     cdef bint announced        # ring_eventfd is registered with the ring
     cdef int forks             # when it was made; another number: a child's copy
+    cdef BusySet busy          # nodes that a look is enough for
+    cdef uint32_t submit_from  # place of the first request that the last wait submitted
+    cdef uint32_t submit_n     # ... and how many it did
     cdef ReceivePool pool      # None until it is needed
     cdef int pool_error        # why there is none, -errno
     cdef bint pooled           # this ring knows the pool
@@ -207,6 +212,7 @@ cdef class FdMonUring(FdMon):
         self.one_shot = True
         self.ring_eventfd = -1
         self.forks = forks
+        self.busy = BusySet.__new__(BusySet)
 
     def __dealloc__(self):
         aq_ring_exit(&self.ring)
@@ -243,6 +249,8 @@ cdef class FdMonUring(FdMon):
         cdef int fd
         cdef AioHandler *node
         cdef AioHandler *following
+        while self.busy.length:
+            self.busy.remove(self.busy.nodes[0])
         if self.pooled:
             aq_buffers_unregister(&self.ring)
             self.pooled = False
@@ -287,6 +295,7 @@ cdef class FdMonUring(FdMon):
 
     cdef int add(self, AioHandler *node) noexcept:
         node.patience = SMALL_IN_A_ROW
+        node.instant_least = INSTANT_LEAST
         self.mirror_ctl(EPOLL_CTL_ADD, node)
         return self._arm(node)
 
@@ -303,9 +312,18 @@ cdef class FdMonUring(FdMon):
         if (node.ringing or node.receiving or node.held.first or node.held.end) and (
                 self._arm_receive(node, wanted)):
             wanted &= ~<uint32_t>POLLIN
+        if node.busy:
+            if wanted:
+                self.busy.change(node, wanted)
+            else:
+                self.busy.remove(node)
+            return 0
         if node.armed == 0:
             if wanted == 0 or node.queued:
                 return 0        # nothing to watch, or armed again after its dispatch
+            if self.busy.wants(node):
+                self.busy.add(node, wanted)
+                return 0
             sqe = self._sqe()
             if sqe == NULL:
                 self.st.rearm_all = True
@@ -341,6 +359,8 @@ cdef class FdMonUring(FdMon):
     cdef int remove(self, AioHandler *node) noexcept:
         cdef aq_sqe *sqe
         self.mirror_ctl(EPOLL_CTL_DEL, node)
+        if node.busy:
+            self.busy.remove(node)
         if node.held.first or node.held.end:
             self.drop_held(&node.held)
         if node.pending == 0 or self.ring.fd < 0:
@@ -383,7 +403,14 @@ cdef class FdMonUring(FdMon):
                 node = self.st.table[fd]
                 if node != NULL:
                     self._arm(node)
-        return 0
+        return self._look_at_busy() if self.busy.length else 0
+
+    cdef int _look_at_busy(self) noexcept:
+        cdef int missed, i
+        cdef int found = self.busy.look(self.st, &missed)
+        for i in range(missed):
+            self._arm(self.busy.nodes[i])
+        return found
 
     cdef int wait(self, int64_t timeout_ns) noexcept nogil:
         cdef int ret
@@ -392,6 +419,8 @@ cdef class FdMonUring(FdMon):
             timeout_ns = 0      # but what is prepared goes out: it may be ready as well
         pending = aq_sq_pending(&self.ring)
         self.submits += pending
+        self.submit_from = self.ring.sq_local - pending
+        self.submit_n = pending
         if timeout_ns == 0:
             if pending == 0 and not aq_needs_enter(&self.ring):
                 return 0
@@ -442,6 +471,10 @@ cdef class FdMonUring(FdMon):
             node = <AioHandler *><uintptr_t>cqe.user_data
             node.pending -= 1
             node.armed = 0
+            if node.sqe_pos - self.submit_from >= self.submit_n:
+                node.instant = 0
+            elif node.instant < node.instant_least and not node.streams:
+                node.instant += 1
             if node.deleted:
                 node_reap(self.st, node)
             elif cqe.res == -ECANCELED:

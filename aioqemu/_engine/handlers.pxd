@@ -3,9 +3,9 @@
 Home thread and GIL, but for the methods of BottomHalf, which any thread may call.
 """
 
-from aioqemu._engine.core cimport AioCore
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._engine.types cimport AioTimer
+from aioqemu._engine.waiting cimport AioWaiting
 
 cdef struct BhNode:
     BhNode *prev             # in the list of scheduled ones, or in the running slice
@@ -44,7 +44,7 @@ cdef class Timer:
     cdef object cb
     cdef object opaque
 
-cdef class AioHandlers(AioCore):
+cdef class AioHandlers(AioWaiting):
     cdef BhList bh_list            # scheduled
     cdef BhList bh_slice           # being run by the outermost pass
     cdef list flushers             # FdHandlers with an io_flush

@@ -3,8 +3,8 @@ from typing import Any, Protocol
 
 from typing_extensions import disjoint_base
 
-from aioqemu._engine.core import AioCore
 from aioqemu._engine.notifier import EventNotifier
+from aioqemu._engine.waiting import AioWaiting
 
 class _HasFileno(Protocol):
     def fileno(self) -> int: ...
@@ -41,7 +41,7 @@ class Timer:
     def expire_time_ns(self) -> int: ...
 
 @disjoint_base
-class AioHandlers(AioCore):
+class AioHandlers(AioWaiting):
     def set_fd_handler(
         self,
         fd: int | _HasFileno,

@@ -12,13 +12,13 @@ from libc.stdint cimport int64_t
 from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
-from aioqemu._engine.core cimport AioCore
 from aioqemu._engine.core cimport fork_generation
 from aioqemu._engine.lists cimport ready_unlink
 from aioqemu._engine.notifier cimport EventNotifier
 from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._engine.types cimport TIMER_IDLE
+from aioqemu._engine.waiting cimport AioWaiting
 from aioqemu._sys.classes cimport refuse_new
 from aioqemu._sys.libc cimport POLLIN
 from aioqemu._sys.libc cimport POLLOUT
@@ -227,7 +227,7 @@ cdef class Timer:
         return self.ctx.timers.deadline_of(&self.timer)
 
 
-cdef class AioHandlers(AioCore):
+cdef class AioHandlers(AioWaiting):
     """The middle of a context; made as an AioContext only."""
 
     cdef int drop_bottom_halves(self) except -1:

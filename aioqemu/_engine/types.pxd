@@ -43,6 +43,9 @@ cdef struct AioHandler:
     uint32_t revents         # POLL* reported, not yet dispatched
     uint32_t armed           # POLL* that the kernel watches; backend's own
     uint32_t sqe_pos         # io_uring: place of the last request in the ring
+    int busy                 # ... place in the BusySet, plus one; 0: not in it
+    uint16_t instant         # ... requests in a row that completed in the call that made them
+    uint16_t instant_least   # ... so many, and the node is put into the BusySet
     # A TCP connection on io_uring may be received from by one lasting request.
     bint streams             # it may: set by its transport
     bint ringing             # ... and that is wanted now

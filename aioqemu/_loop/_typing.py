@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Callable
-    from typing import Protocol
+    from collections.abc import Awaitable, Callable
+    from typing import Protocol, TypeVar
 
     from .tls import SSLArgument
 
@@ -26,6 +26,7 @@ AddrInfo: TypeAlias = "tuple[int, int, int, str, tuple[Any, ...]]"
 ProtocolFactory: TypeAlias = "Callable[[], Any]"
 
 if TYPE_CHECKING:
+    _T = TypeVar("_T")
 
     class ClientTransport(Protocol):
         """A connection as its server sees it."""
@@ -62,18 +63,10 @@ if TYPE_CHECKING:
         ) -> asyncio.Handle: ...
         def _remove_reader(self, fd: int) -> bool: ...
         def _set_ready(self, future: asyncio.Future[None]) -> None: ...
-        def _watch_sock(
-            self, sock: Any, fd: int, callback: Callable[..., object], *args: Any
-        ) -> asyncio.Handle: ...
+        def _taking(
+            self, sock: Any, most: int, take: Callable[..., _T], *args: Any
+        ) -> Awaitable[_T]: ...
         def _is_drained(self, sock: Any) -> bool: ...
-        def _unwatch_sock(
-            self,
-            sock: Any,
-            fd: int,
-            handle: asyncio.Handle,
-            again: bool,
-            short: bool = False,
-        ) -> None: ...
         def _remove_writer(self, fd: int) -> bool: ...
 
         def _make_socket_transport(

@@ -3,9 +3,9 @@
 from libc.stdint cimport int64_t
 from libc.stdint cimport uint64_t
 
-from aioqemu._loop.fds cimport LoopFds
+from aioqemu._loop.sock_waits cimport LoopSockWaits
 
-cdef class LoopCore(LoopFds):
+cdef class LoopCore(LoopSockWaits):
     cdef uint64_t passes
     cdef int blind_passes          # passes since the last look at the fds
     cdef int64_t last_look_ns

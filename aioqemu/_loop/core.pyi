@@ -1,6 +1,6 @@
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -99,18 +99,10 @@ class LoopCore:
         self, fd: int, callback: Callable[..., object], *args: Any
     ) -> asyncio.Handle: ...
     def _set_ready(self, future: asyncio.Future[None]) -> None: ...
-    def _watch_sock(
-        self, sock: Any, fd: int, callback: Callable[..., object], *args: Any
-    ) -> asyncio.Handle: ...
+    def _taking(
+        self, sock: Any, most: int, take: Callable[..., _T], *args: Any
+    ) -> Awaitable[_T]: ...
     def _is_drained(self, sock: Any) -> bool: ...
-    def _unwatch_sock(
-        self,
-        sock: Any,
-        fd: int,
-        handle: asyncio.Handle,
-        again: bool,
-        short: bool = False,
-    ) -> None: ...
     def _forget_idle(self, fileobj: Any) -> None: ...
     def _remove_reader(self, fd: int) -> bool: ...
     def _remove_writer(self, fd: int) -> bool: ...

@@ -19,7 +19,7 @@ from aioqemu._engine.context cimport AioContext
 from aioqemu._engine.timers cimport TimerHeap
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._loop.callbacks cimport FlushNode
-from aioqemu._loop.fds cimport LoopFds
+from aioqemu._loop.sock_waits cimport LoopSockWaits
 from aioqemu._sys.libc cimport aq_now_ns
 
 cdef enum:
@@ -28,7 +28,7 @@ cdef enum:
 
 
 # What a class has that does not override it.
-cdef object _call_soon = LoopFds.call_soon
+cdef object _call_soon = LoopSockWaits.call_soon
 
 
 cdef int _soon(object loop, object callback, object arg, object context) except -1:
@@ -39,7 +39,7 @@ cdef int _soon(object loop, object callback, object arg, object context) except 
     return self.soon(callback, <PyObject *>arg, NULL, context)
 
 
-cdef class LoopCore(LoopFds):
+cdef class LoopCore(LoopSockWaits):
     def _init_core(self, AioContext context not None):
         """Take a context; the loop owns it from now on."""
         self.context = context
@@ -47,8 +47,7 @@ cdef class LoopCore(LoopFds):
         context.exception_handler = self._context_exception
         context.poll_guard = self._poll_guard
         self.set_debug(self.debug)
-        # Elsewhere it would save nothing, and a request on a ring holds its file open.
-        self.leaves_armed = context.mon.name == "epoll"
+        self.trusts = context.mon.name == "epoll"
         self.closed = False
 
     def _close_core(self):

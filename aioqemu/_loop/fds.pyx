@@ -1,11 +1,10 @@
-"""LoopFds: add_reader, add_writer and the waits of sock_recv and its like.
+"""LoopFds: add_reader and add_writer.
 
-Knows no sockets beyond what an fd is called by.  Invariant: a callback is called for the
-file that had the number when it was added, never for a later one.
+Knows no sockets.  Invariant: a callback is called for the file that had the number when
+it was added, never for a later one.
 """
 
 import sys
-from weakref import ref as _weakref
 
 from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
@@ -16,7 +15,6 @@ from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
 from aioqemu._engine.types cimport AIO_OWNER_LOOP
 from aioqemu._engine.types cimport AIO_OWNER_TRANSPORT
 from aioqemu._engine.types cimport AioHandler
-from aioqemu._engine.types cimport TIMER_IDLE
 from aioqemu._loop.callbacks cimport LoopCallbacks
 from aioqemu._loop.handles cimport HANDLE_CANCELLED
 from aioqemu._loop.handles cimport Handle
@@ -27,14 +25,10 @@ from aioqemu._loop.layouts cimport AqHandleObject
 from aioqemu._sys.classes cimport refuse_new
 from aioqemu._sys.libc cimport POLLIN
 from aioqemu._sys.libc cimport POLLOUT
-from aioqemu._sys.libc cimport aq_now_ns
 
 from aioqemu._loop.private import (
     extract_stack,
 )
-
-cdef enum:
-    DOUBT_NS = 50000000       # a wait on trust is looked after so much later
 
 
 cdef object _number(object fileobj):
@@ -79,11 +73,11 @@ cdef int _watch_call(FdWatch watch, object handle) except -1:
 
 cdef int _watch_read(void *opaque) except -1:
     cdef FdWatch watch = <FdWatch>opaque
+    if watch.once != NULL:
+        return watch.once(watch)
     handle = watch.reader
     if handle is not None:
         _watch_call(watch, handle)
-    elif watch.idle:
-        watch.loop._drop_idle(watch.node)   # nobody waits for what has come
     return 0
 
 
@@ -98,6 +92,7 @@ cdef int _watch_write(void *opaque) except -1:
 cdef int _watch_lost(void *opaque) except -1:
     cdef FdWatch watch = <FdWatch>opaque
     watch.node = NULL
+    watch.once = NULL
     watch.idle = False
     reader = watch.reader
     writer = watch.writer
@@ -109,33 +104,11 @@ cdef int _watch_lost(void *opaque) except -1:
     return 0
 
 
-cdef int _verify(void *opaque) except -1:
-    """Tell the kernel once more what those watch who have waited on trust for long."""
-    cdef LoopFds loop = <LoopFds>opaque
-    cdef list doubtful = loop.doubtful
-    cdef FdWatch watch
-    loop.doubtful = []
-    for watch in doubtful:
-        watch.doubted = False
-        if watch.node == NULL or watch.idle or watch.reader is None or loop.in_child():
-            continue
-        if watch.waits != watch.doubted_at:
-            loop._doubt(watch)          # another wait by now
-        else:
-            watch.node.armed = 0
-            loop.context.mon.update(watch.node)
-    return 0
-
-
 cdef class LoopFds(LoopCallbacks):
     """The part of a loop that watches fds for callbacks and for sock_*."""
 
     def __cinit__(self, *args, **kwargs):
         self.transports = {}
-        self.doubtful = []
-        self.doubt_timer.index = TIMER_IDLE
-        self.doubt_timer.cb = _verify
-        self.doubt_timer.opaque = <void *>self
 
     cdef int _renew(self) except -1:
         return self.context.check_usable()      # LoopCore knows better
@@ -168,8 +141,18 @@ cdef class LoopFds(LoopCallbacks):
             return <FdWatch>node.opaque
         return None
 
-    cdef object _set_watch(self, object fileobj, bint writer, object callback, tuple args,
-                           bint socket):
+    cdef object _set_handle(self, object fileobj, bint writer, object callback, tuple args):
+        if self.in_child():
+            self._renew()
+        handle = new_handle(self, callback, NULL, NULL, NULL, args if args else None, None)
+        handle_track(<PyObject *>handle)
+        if self.debug:
+            (<Handle>handle)._source_traceback = extract_stack(sys._getframe())
+        self._set_watch(fileobj, writer, handle, NULL)
+        return handle
+
+    cdef FdWatch _set_watch(self, object fileobj, bint writer, object handle,
+                            WatchOnce once):
         cdef FdWatch watch
         cdef AioHandler *node
         cdef int fd = _fd_number(fileobj)
@@ -177,10 +160,6 @@ cdef class LoopFds(LoopCallbacks):
         if self.in_child():
             self._renew()
         node = self.context.lookup(fd)
-        handle = new_handle(self, callback, NULL, NULL, NULL, args if args else None, None)
-        handle_track(<PyObject *>handle)
-        if self.debug:
-            (<Handle>handle)._source_traceback = extract_stack(sys._getframe())
         if node != NULL and node.owner == AIO_OWNER_CONTEXT:
             raise RuntimeError(
                 f"File descriptor {fd} is used by an fd handler of the AioContext")
@@ -202,9 +181,10 @@ cdef class LoopFds(LoopCallbacks):
                 watch.writer = handle
             else:
                 watch.reader = handle
+                watch.once = once
             if old is not None:
                 old.cancel()
-            return handle
+            return watch
         watch = FdWatch.__new__(FdWatch)
         watch.loop = self
         if not isinstance(fileobj, int):
@@ -213,101 +193,20 @@ cdef class LoopFds(LoopCallbacks):
             watch.writer = handle
         else:
             watch.reader = handle
+            watch.once = once
         # What is known to be a socket needs not be looked at: it can be watched.
         node = self.context.watch(
-            fd, AIO_OWNER_TRANSPORT if socket else AIO_OWNER_LOOP, mask, _watch_read,
+            fd, AIO_OWNER_LOOP if once == NULL else AIO_OWNER_TRANSPORT, mask, _watch_read,
             _watch_write, watch)
         node.owner = AIO_OWNER_LOOP
         node.io_lost = _watch_lost
         watch.node = node
-        return handle
-
-    # A task that receives in a loop waits for the same socket again and again.  Where
-    # registering an fd costs a system call it stays registered after the wait, idle: an
-    # idle node belongs to nobody, and to the first who wants the fd.  It ends when data
-    # comes that nobody waits for, when its number is watched anew, or for the wait of
-    # another socket object.  A socket whose file was exchanged below it (dup2) would wait
-    # for ever, so what waits on trust is told to the kernel again after DOUBT_NS.
-
-    def _set_ready(self, future):
-        """End a wait, unless who waited has gone."""
-        if not future.cancelled():
-            future.set_result(None)
-
-    def _watch_sock(self, sock, int fd, callback, *args):
-        """`_add_reader` for one wait of a socket's owner; end it by `_unwatch_sock`."""
-        cdef AioHandler *node
-        cdef FdWatch watch
-        self._check_closed_()
-        node = self.context.lookup(fd)
-        if node != NULL and node.owner == AIO_OWNER_TRANSPORT and not self.in_child():
-            opaque = <object>node.opaque
-            if type(opaque) is FdWatch and (<FdWatch>opaque).idle:
-                watch = <FdWatch>opaque
-                if watch.sock() is sock and not node.queued:
-                    handle = new_handle(self, callback, NULL, NULL, NULL, args, None)
-                    handle_track(<PyObject *>handle)
-                    if self.debug:
-                        handle._source_traceback = extract_stack(sys._getframe())
-                    node.owner = AIO_OWNER_LOOP
-                    watch.idle = False
-                    watch.reader = handle
-                    watch.waits += 1
-                    watch.in_turn = watch.tries <= 1    # one wait for each receive
-                    watch.tries = 0
-                    if not watch.doubted:
-                        self._doubt(watch)
-                    return handle
-        return self._set_watch(fd, False, callback, args, True)
-
-    def _is_drained(self, sock):
-        """Whether to receive now would most likely be for nothing; asks no kernel.
-
-        So it is where the last receive got less than it could have, or where each had
-        to wait; every eighth of the latter is tried, to see whether that is still so.
-        """
-        cdef AioHandler *node
-        cdef FdWatch watch
-        if not self.leaves_armed or self.context.closed:
-            return False
-        node = self.context.lookup(sock.fileno())
-        if node == NULL or node.owner != AIO_OWNER_TRANSPORT or node.queued:
-            return False
-        opaque = <object>node.opaque
-        if type(opaque) is not FdWatch:
-            return False
-        watch = <FdWatch>opaque
-        watch.tries += 1
-        return watch.idle and watch.sock() is sock and (
-            watch.short or watch.in_turn and watch.waits & 7)
-
-    def _unwatch_sock(self, sock, int fd, handle, bint again, bint short=False):
-        """End a wait of `_watch_sock`; `again` if the next may well be for the same."""
-        cdef AioHandler *node = self.context.lookup(fd)
-        cdef FdWatch watch
-        if self.closed or node == NULL or node.owner != AIO_OWNER_LOOP:
-            return
-        watch = <FdWatch>node.opaque
-        if watch.reader is not handle:
-            return      # somebody else's by now, perhaps under its next owner
-        if (again and self.leaves_armed and watch.writer is None and not node.queued
-                and not self.in_child() and sock.fileno() == fd):
-            if watch.sock is None or watch.sock() is not sock:
-                try:
-                    watch.sock = _weakref(sock)
-                except TypeError:
-                    watch.sock = None
-            if watch.sock is not None:
-                watch.reader = None
-                watch.idle = True
-                watch.short = short
-                node.owner = AIO_OWNER_TRANSPORT
-                return
-        self._drop_watch(fd, False)
+        return watch
 
     cdef int _drop_idle(self, AioHandler *node) except -1:
         cdef FdWatch watch = <FdWatch>node.opaque
         watch.idle = False
+        watch.once = NULL
         watch.node = NULL
         return self.context.unwatch(node)
 
@@ -323,14 +222,6 @@ cdef class LoopFds(LoopCallbacks):
             if type(opaque) is FdWatch and (<FdWatch>opaque).idle:
                 self._drop_idle(node)
 
-    cdef int _doubt(self, FdWatch watch) except -1:
-        watch.doubted = True
-        watch.doubted_at = watch.waits
-        self.doubtful.append(watch)
-        if self.doubt_timer.index == TIMER_IDLE:
-            self.context.timers.arm(&self.doubt_timer, aq_now_ns() + DOUBT_NS)
-        return 0
-
     cdef bint _drop_watch(self, object fileobj, bint writer) except -1:
         cdef FdWatch watch = self._watch_of(fileobj)
         cdef AioHandler *node
@@ -343,6 +234,7 @@ cdef class LoopFds(LoopCallbacks):
         else:
             handle = watch.reader
             watch.reader = None
+            watch.once = NULL
         if handle is None:
             return False
         if watch.reader is None and watch.writer is None:
@@ -361,11 +253,11 @@ cdef class LoopFds(LoopCallbacks):
 
     def _add_reader(self, fd, callback, *args):
         self._check_closed_()
-        return self._set_watch(fd, False, callback, args, False)
+        return self._set_handle(fd, False, callback, args)
 
     def _add_writer(self, fd, callback, *args):
         self._check_closed_()
-        return self._set_watch(fd, True, callback, args, False)
+        return self._set_handle(fd, True, callback, args)
 
     def _remove_reader(self, fd):
         if self.closed:
@@ -393,7 +285,7 @@ cdef class LoopFds(LoopCallbacks):
         if self.debug:
             self._check_thread()
         self._ensure_fd_no_transport(fd)
-        self._set_watch(fd, False, callback, args, False)
+        self._set_handle(fd, False, callback, args)
 
     def add_writer(self, fd, callback, *args):
         """Call `callback(*args)` whenever the fd is writable; as `add_reader`."""
@@ -401,7 +293,7 @@ cdef class LoopFds(LoopCallbacks):
         if self.debug:
             self._check_thread()
         self._ensure_fd_no_transport(fd)
-        self._set_watch(fd, True, callback, args, False)
+        self._set_handle(fd, True, callback, args)
 
     def remove_reader(self, fd):
         """Stop watching the fd for reading; whether it was."""

@@ -31,32 +31,6 @@ class SocketsMixin(LoopBase):
         if self._debug and sock.gettimeout() != 0:
             raise ValueError("the socket must be non-blocking")
 
-    async def _take(
-        self, sock: socket.socket, most: int, operation: str, *args: Any
-    ) -> Any:
-        """Wait and try until the method of the socket, which takes, does not block.
-
-        Less than ``most`` bytes are all there was; 0 where that says nothing.
-        """
-        take = getattr(sock, operation)
-        while True:
-            fd = sock.fileno()
-            self._ensure_fd_no_transport(fd)
-            ready = self.create_future()
-            handle = self._watch_sock(sock, fd, self._set_ready, ready)
-            again = short = False
-            try:
-                await ready
-                again = True
-                taken = take(*args)
-                if most:
-                    short = (taken if type(taken) is int else len(taken)) < most
-                return taken
-            except (BlockingIOError, InterruptedError):
-                continue  # somebody else has taken it
-            finally:
-                self._unwatch_sock(sock, fd, handle, again, short)
-
     async def _wait_writable(self, fd: int) -> None:
         """Return once there is room, or somebody else may have made use of it."""
         self._ensure_fd_no_transport(fd)
@@ -103,7 +77,7 @@ class SocketsMixin(LoopBase):
                 return sock.recv(n)
             except (BlockingIOError, InterruptedError):
                 pass
-        late: bytes = await self._take(sock, n, "recv", n)
+        late: bytes = await self._taking(sock, n, sock.recv, n)
         return late
 
     async def sock_recv_into(self, sock: socket.socket, buf: WriteableBuffer) -> int:
@@ -126,7 +100,7 @@ class SocketsMixin(LoopBase):
             most = view.nbytes
         if not most:
             return sock.recv_into(buf)
-        late: int = await self._take(sock, most, "recv_into", buf)
+        late: int = await self._taking(sock, most, sock.recv_into, buf)
         return late
 
     async def sock_recvfrom(
@@ -146,7 +120,9 @@ class SocketsMixin(LoopBase):
             return sock.recvfrom(bufsize)
         except (BlockingIOError, InterruptedError):
             pass
-        late: tuple[bytes, Address] = await self._take(sock, 0, "recvfrom", bufsize)
+        late: tuple[bytes, Address] = await self._taking(
+            sock, 0, sock.recvfrom, bufsize
+        )
         return late
 
     async def sock_recvfrom_into(
@@ -169,8 +145,8 @@ class SocketsMixin(LoopBase):
             return sock.recvfrom_into(buf, nbytes)
         except (BlockingIOError, InterruptedError):
             pass
-        late: tuple[int, Address] = await self._take(
-            sock, 0, "recvfrom_into", buf, nbytes
+        late: tuple[int, Address] = await self._taking(
+            sock, 0, sock.recvfrom_into, buf, nbytes
         )
         return late
 
@@ -248,7 +224,7 @@ class SocketsMixin(LoopBase):
         try:
             conn, address = sock.accept()
         except (BlockingIOError, InterruptedError):
-            conn, address = await self._take(sock, 0, "accept")
+            conn, address = await self._taking(sock, 0, sock.accept)
         conn.setblocking(False)
         return conn, address
 
