@@ -3,7 +3,8 @@
 The C client (`client/echo_client.c`) is compiled once into a cache directory that is
 named by its source and flags. With OpenSSL's headers it speaks TLS too; without them,
 or without a C compiler, `client/py_client.py` drives the stream rows. Which one did
-is in every result. It knows nothing of loops.
+is in every result. `client/bare_server.c`, the server without a loop that loops are
+compared with, is compiled in the same way. It knows nothing of loops.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from rows import Row
 
 SOURCE = HERE / "client" / "echo_client.c"
+BARE_SOURCE = HERE / "client" / "bare_server.c"
 PY_CLIENT = HERE / "client" / "py_client.py"
 FLAGS = ("-O2", "-Wall", "-Wextra")
 TLS_FLAGS = ("-DWITH_TLS",)
 TLS_LIBS = ("-lssl", "-lcrypto")
+BARE_LIBS = ("-pthread",)
 
 
 def cache_dir() -> Path:
@@ -50,15 +53,25 @@ def compile_client(compiler: str, *, tls: bool) -> Path:
         ChildFailed: the compiler refused; its first error is the message.
     """
     before = FLAGS + (TLS_FLAGS if tls else ())
-    after = TLS_LIBS if tls else ()
-    key = hashlib.sha256(SOURCE.read_bytes())
+    return compile_c(compiler, SOURCE, before, TLS_LIBS if tls else ())
+
+
+def compile_c(
+    compiler: str, source: Path, before: tuple[str, ...], after: tuple[str, ...]
+) -> Path:
+    """Compile one file, unless it is in the cache.
+
+    Raises:
+        ChildFailed: the compiler refused; its first error is the message.
+    """
+    key = hashlib.sha256(source.read_bytes())
     key.update(repr((compiler, before, after)).encode())
-    target = cache_dir() / f"echo_client-{key.hexdigest()[:16]}"
+    target = cache_dir() / f"{source.stem}-{key.hexdigest()[:16]}"
     if target.exists():
         return target
     fresh = target.with_name(f"{target.name}.{os.getpid()}")
     done = subprocess.run(
-        [compiler, *before, str(SOURCE), "-o", str(fresh), *after],
+        [compiler, *before, str(source), "-o", str(fresh), *after],
         capture_output=True,
         text=True,
         timeout=120,
@@ -78,11 +91,13 @@ class Clients:
     Attributes:
         plain: the C client, None where it cannot be built.
         tls: the C client with TLS, None where it cannot be built.
+        bare: the server without a loop, None where it cannot be built.
         notes: why something is missing.
     """
 
     plain: Path | None
     tls: Path | None
+    bare: Path | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -90,7 +105,8 @@ class Clients:
         """Compile what can be compiled."""
         compiler = shutil.which(os.environ.get("CC", "cc"))
         if compiler is None:
-            return cls(None, None, ("no C compiler: the Python client drives",))
+            note = "no C compiler: the Python client drives"
+            return cls(None, None, None, (note,))
         notes: list[str] = []
         built: dict[bool, Path | None] = {}
         for tls in (True, False):
@@ -100,7 +116,12 @@ class Clients:
                 built[tls] = None
                 what = "C client with TLS" if tls else "C client"
                 notes.append(f"{what} not built, the Python client drives: {exc}")
-        return cls(built[False], built[True], tuple(notes))
+        try:
+            bare = compile_c(compiler, BARE_SOURCE, FLAGS, BARE_LIBS)
+        except ChildFailed as exc:
+            bare = None
+            notes.append(f"server without a loop not built: {exc}")
+        return cls(built[False], built[True], bare, tuple(notes))
 
     def describe(self) -> dict[str, str]:
         """Say which client drives what."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rows import Row
 
 START_TIMEOUT = 30.0
+BARE = "C"
+"""What stands in the place of a loop where there is none (`client/bare_server.c`)."""
 MICRO_TIMEOUT = 60.0
 
 
@@ -41,6 +43,7 @@ class Plan:
         fresh: whether each round starts new processes (memory layout and hash
             seeds differ from process to process, and with them the speed).
         scale: micro rows run this share of their count.
+        bare: whether the server without a loop is measured, where there is one.
     """
 
     rounds: int
@@ -50,6 +53,7 @@ class Plan:
     size: int
     fresh: bool
     scale: float = 1.0
+    bare: bool = True
 
 
 def pick_cores() -> tuple[int, int]:
@@ -105,6 +109,8 @@ class Bench:
     def measure(self, row: Row) -> RowResult:
         """Measure one row on all loops. A loop that fails does not stop the others."""
         cells = {name: Cell() for name in self.loops if spec_of(name).runs(row.group)}
+        if row.bare and self.plan.bare and self.clients.bare is not None:
+            cells[BARE] = Cell()
         result = RowResult(row.name, row.title, row.group, row.unit, cells)
         rounds = min(self.plan.rounds, row.rounds or self.plan.rounds)
         if row.alone:
@@ -222,10 +228,13 @@ class ServerRunner(Runner):
     quit_command = "quit"
 
     def __init__(self, bench: Bench, row: Row, loop: str) -> None:
+        self.trouble: ChildFailed | None = None
+        if loop == BARE:
+            super().__init__(bench, row, self._bare(bench, row))
+            return
         name = loop + POLLING if row.polling else loop
         options = ["--loop", name, "--kind", row.server_kind]
         options += ["--cpu", str(bench.server_cpu)]
-        self.trouble: ChildFailed | None = None
         if row.transport == "unix":
             options += ["--path", bench.socket_path(loop)]
         elif row.transport == "tls":
@@ -234,6 +243,14 @@ class ServerRunner(Runner):
             except ChildFailed as exc:
                 self.trouble = exc
         super().__init__(bench, row, python("servers.py", *options))
+
+    @staticmethod
+    def _bare(bench: Bench, row: Row) -> list[str]:
+        command = [str(bench.clients.bare), row.server_kind, str(bench.server_cpu)]
+        return [
+            *command,
+            *([bench.socket_path(BARE)] if row.transport == "unix" else []),
+        ]
 
     def ready(self) -> None:
         """Wait for the address."""

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING
 from budgets import budgets
 from machine import warnings
 from page_plots import PLOTS, Plot, digest_in, draw
-from page_tables import absences, figures, lines_of, losses, means, the_table
+from page_tables import (
+    absences,
+    figures,
+    lines_of,
+    losses,
+    means,
+    the_floor,
+    the_table,
+)
 from results import Results, load
 
 if TYPE_CHECKING:
@@ -76,6 +84,14 @@ state, of ours on epoll / on io_uring. A ratio is reached if the best backend re
 and none that `auto` can pick (epoll, io_uring) is below 1. The *best peer* is the one
 that leaves us least ahead. Of block requests the columns are the engines: linux_aio
 with epoll, threads with poll.
+"""
+
+FLOOR = """
+## Beside a server without a loop
+
+A server in C that makes the same system calls and does nothing else
+(`client/bare_server.c`): what no loop can go below. The first figure is uvloop's time
+divided by its.
 """
 
 
@@ -171,6 +187,7 @@ def page(files: dict[str, Results]) -> str:
         found += means(lines, files["results"])
     else:
         found += ["Not measured yet.", ""]
+    found += [*FLOOR.strip().splitlines(), "", *the_floor(lines)]
     found += ["## Where uvloop is ahead", "", *losses(lines)]
     found += section(
         files,

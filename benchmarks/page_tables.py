@@ -24,8 +24,10 @@ PREFIX = "aioqemu-"
 BACKENDS = ("epoll", "io_uring", "poll")
 AUTOMATIC = ("epoll", "io_uring")
 """What `auto` can pick: on these no row is to be below 1."""
-NO_PEERS = ("os", "future", "fio", "qemu-img")
-"""Contenders of the disk rows that are no libraries for asyncio."""
+BARE = "C"
+"""A server without a loop (`client/bare_server.c`)."""
+NO_PEERS = ("os", "future", "fio", "qemu-img", BARE)
+"""What is measured beside the loops and libraries, and is none for asyncio."""
 OUR_DISK = "aioqemu:"
 NOTHING = "–"
 SOURCES = ("row", "application", "memory", "disk")
@@ -242,6 +244,21 @@ def _ratio(line: Line, backend: str, to: str | None) -> str:
             text = number(value)
             return f"**{text}**" if value < 1 else text
     return NOTHING
+
+
+def the_floor(lines: Sequence[Line]) -> list[str]:
+    """What is left to be gained where a server in C without a loop was measured."""
+    found: list[list[str]] = []
+    for line in lines:
+        cells = line.result.cells if line.result is not None else {}
+        if BARE not in cells or not cells[BARE].good or not line.ours():
+            continue
+        floor = line.ratio(BARE, UVLOOP)
+        names = [PREFIX + backend for backend in BACKENDS]
+        ours = [line.ratio(n, BARE) if n in cells else math.nan for n in names]
+        found.append([line.budget.path, number(floor), *[number(r) for r in ours]])
+    head = ["row", "C x uvloop", *[f"{name} x C" for name in BACKENDS]]
+    return table(head, found) if found else ["Not measured.", ""]
 
 
 def means(lines: Sequence[Line], results: Results) -> list[str]:

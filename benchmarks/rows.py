@@ -36,6 +36,7 @@ class Row:
         package: without which it cannot be measured.
         rounds: at most so many, of a row that takes long.
         alone: whether the processes of the other loops must not be there meanwhile.
+        bare: whether a server in C without any loop is measured, too (full runs).
     """
 
     name: str
@@ -57,6 +58,7 @@ class Row:
     package: str = ""
     rounds: int | None = None
     alone: bool = False
+    bare: bool = False
 
     @property
     def server_kind(self) -> str:
@@ -97,7 +99,7 @@ def _pyperformance(name: str) -> Row:
 KIB = 1024
 
 ROWS: tuple[Row, ...] = (
-    Row("tcp-protocol", "TCP echo, Protocol", api="protocol"),
+    Row("tcp-protocol", "TCP echo, Protocol", api="protocol", bare=True),
     Row("tcp-buffered", "TCP echo, BufferedProtocol", api="buffered"),
     Row("tcp-streams", "TCP echo, asyncio streams", api="streams"),
     Row("tcp-own-streams", "TCP echo, the loop's own streams", api="own"),
@@ -142,8 +144,9 @@ ROWS: tuple[Row, ...] = (
         mode="accept",
         unit="connection",
         connections=64,
+        bare=True,
     ),
-    Row("unix-protocol", "Unix echo, Protocol", transport="unix"),
+    Row("unix-protocol", "Unix echo, Protocol", transport="unix", bare=True),
     Row(
         "unix-buffered",
         "Unix echo, BufferedProtocol",

@@ -132,6 +132,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         size=args.size,
         fresh=not args.quick,
         scale=args.scale or (0.3 if args.quick else 1.0),
+        bare=not args.quick,
     )
 
 

@@ -39,6 +39,7 @@ from aioqemu._engine.pool cimport BUFFER_SIZE
 from aioqemu._engine.pool cimport ReceivePool
 from aioqemu._engine.notifier cimport notifier_clear
 from aioqemu._engine.notifier cimport notifier_set
+from aioqemu._engine.types cimport AIO_EDGE
 from aioqemu._engine.types cimport AIO_OWNER_TRANSPORT
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._engine.types cimport CqeHandler
@@ -84,6 +85,7 @@ from aioqemu._sys.uring cimport AQ_OP_POLL_REMOVE
 from aioqemu._sys.uring cimport AQ_OP_READ
 from aioqemu._sys.uring cimport AQ_OP_RECV
 from aioqemu._sys.uring cimport AQ_OP_WRITE
+from aioqemu._sys.uring cimport AQ_POLL_MULTISHOT
 from aioqemu._sys.uring cimport AQ_RECV_MULTISHOT
 from aioqemu._sys.uring cimport AQ_RECV_POLL_FIRST
 from aioqemu._sys.uring cimport AQ_REGISTER_EVENTFD
@@ -210,6 +212,7 @@ cdef class FdMonUring(FdMon):
         self.ring.fd = -1
         self.name = "io_uring"
         self.one_shot = True
+        self.edges = True        # a request that stays tells of each write
         self.ring_eventfd = -1
         self.forks = forks
         self.busy = BusySet.__new__(BusySet)
@@ -331,7 +334,8 @@ cdef class FdMonUring(FdMon):
             node.sqe_pos = self.ring.sq_local - 1
             sqe.opcode = AQ_OP_POLL_ADD
             sqe.fd = node.fd
-            sqe.op_flags = wanted
+            sqe.op_flags = wanted & ~<uint32_t>AIO_EDGE
+            sqe.len = AQ_POLL_MULTISHOT if wanted & AIO_EDGE else 0
             sqe.user_data = <uint64_t><uintptr_t>node
             node.armed = wanted
             node.pending += 1
@@ -357,7 +361,6 @@ cdef class FdMonUring(FdMon):
         return 0
 
     cdef int remove(self, AioHandler *node) noexcept:
-        cdef aq_sqe *sqe
         self.mirror_ctl(EPOLL_CTL_DEL, node)
         if node.busy:
             self.busy.remove(node)
@@ -372,6 +375,19 @@ cdef class FdMonUring(FdMon):
             self._forget_hangup(node)
         if node.armed == 0:
             return 0
+        if self._cancel_poll(node) < 0:
+            # The request stays until its file reports something or the ring goes.
+            return -EBUSY
+        if node.pending == 0:
+            return 0
+        if node.owner != AIO_OWNER_TRANSPORT:
+            # The request holds the file: until it is gone, close() does not close it, and
+            # a listening socket would go on accepting.  Transports close in a later pass.
+            self.flush()
+        return 0
+
+    cdef int _cancel_poll(self, AioHandler *node) noexcept:
+        cdef aq_sqe *sqe
         node.armed = 0
         if self._unsubmitted(node.sqe_pos, <uint64_t><uintptr_t>node):
             self._undo(node.sqe_pos)
@@ -379,15 +395,10 @@ cdef class FdMonUring(FdMon):
             return 0
         sqe = self._sqe()
         if sqe == NULL:
-            # The request stays until its file reports something or the ring goes.
             return -EBUSY
         sqe.opcode = AQ_OP_POLL_REMOVE
         sqe.fd = -1
         sqe.addr = <uint64_t><uintptr_t>node
-        if node.owner != AIO_OWNER_TRANSPORT:
-            # The request holds the file: until it is gone, close() does not close it, and
-            # a listening socket would go on accepting.  Transports close in a later pass.
-            self.flush()
         return 0
 
     cdef int prepare(self) noexcept:
@@ -469,8 +480,9 @@ cdef class FdMonUring(FdMon):
                     cqe.user_data & ~<uint64_t>HANGUP))
                 continue
             node = <AioHandler *><uintptr_t>cqe.user_data
-            node.pending -= 1
-            node.armed = 0
+            if not cqe.flags & AQ_CQE_F_MORE:
+                node.pending -= 1
+                node.armed = 0
             if node.sqe_pos - self.submit_from >= self.submit_n:
                 node.instant = 0
             elif node.instant < node.instant_least and not node.streams:
@@ -478,6 +490,9 @@ cdef class FdMonUring(FdMon):
             if node.deleted:
                 node_reap(self.st, node)
             elif cqe.res == -ECANCELED:
+                self._arm(node)
+            elif cqe.res == -EINVAL and node.events & AIO_EDGE:
+                node.events &= ~<uint32_t>AIO_EDGE      # before Linux 5.13
                 self._arm(node)
             elif cqe.res < 0:
                 ready_push(self.st, node, POLLNVAL if cqe.res == -EBADF else POLLERR)
@@ -730,12 +745,24 @@ cdef class FdMonUring(FdMon):
         # an eventfd registered with the ring is told late of what another eventfd caused
         # (the kernel does not nest their wake-ups).  So the fds are watched a second time,
         # by an epoll set; the registered eventfd in it stands for all other completions.
+        # What is told of by other means is polled from now on, as the set sees it.
         cdef int fd
+        cdef AioHandler *node
         for fd in range(self.st.table_size):
-            if self.st.table[fd] != NULL and self.st.table[fd].ringing:
-                # Polled from now on: that is what the set sees.
-                self.st.table[fd].ringing = False
-                self._arm(self.st.table[fd])
+            node = self.st.table[fd]
+            if node == NULL:
+                continue
+            if node.ringing:
+                node.ringing = False
+                self._arm(node)
+            if node.events & AIO_EDGE:
+                node.events &= ~<uint32_t>AIO_EDGE
+                if node.armed and self._cancel_poll(node) < 0:
+                    return -EBUSY
+                if node.pending:
+                    node.armed = node.events    # until that has come to its end
+                else:
+                    self._arm(node)
         if self.ring_eventfd < 0:
             self.ring_eventfd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
             if self.ring_eventfd < 0:

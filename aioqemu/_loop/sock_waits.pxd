@@ -17,7 +17,7 @@ cdef class Taking:
     cdef tuple args
     cdef object waiter             # the future that it waits for
     cdef object result
-    cdef Py_ssize_t most           # less bytes than that were all there was; 0: that says nothing
+    cdef Py_ssize_t most           # less bytes were all there was; 0: that says nothing
     cdef int fd
     cdef TakeState state
 

@@ -80,6 +80,7 @@
 
 #define AQ_SQE_BUFFER_SELECT (1U << 5)
 #define AQ_SQE_CQE_SKIP_SUCCESS (1U << 6)
+#define AQ_POLL_MULTISHOT (1U << 0) /* in len */
 #define AQ_RECV_POLL_FIRST (1U << 0)
 #define AQ_RECV_MULTISHOT (1U << 1)
 #define AQ_CQE_F_BUFFER (1U << 0)

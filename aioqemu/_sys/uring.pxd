@@ -39,6 +39,7 @@ cdef extern from "uring.h" nogil:
         AQ_OP_FTRUNCATE
         AQ_SQE_CQE_SKIP_SUCCESS
         AQ_SQE_BUFFER_SELECT
+        AQ_POLL_MULTISHOT
         AQ_RECV_POLL_FIRST
         AQ_RECV_MULTISHOT
         AQ_CQE_F_BUFFER

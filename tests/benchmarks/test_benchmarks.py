@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,17 @@ def test_the_json_says_on_what_it_was_measured(two_rows: Run) -> None:
     assert environment["kernel"]
     assert environment["command"][0] == "run.py"
     assert two_rows.found["loops"]["asyncio"]["version"]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_server_without_a_loop_is_measured_too(tmp_path: Path) -> None:
+    found, _ = run_rows("tcp-protocol,unix-protocol,tcp-accept", tmp_path)
+    assert len(found["rows"]) == 3
+    for row in found["rows"]:
+        cell = row["cells"]["C"]
+        assert cell["failed"] is None
+        assert cell["note"] is None
+        assert all(one["events"] > 0 for one in cell["rounds"])
 
 
 def test_a_missing_loop_is_reported(two_rows: Run) -> None:
