@@ -1,10 +1,10 @@
 """Running the loop, making tasks, and what happens to exceptions nobody caught.
 
-The cold frame around the core's passes: set-up and tear-down of a run, the
-async-generator hooks, the task factory and the exception handler, with the
-semantics and the texts of the stock loop. It must never know about fds, timers or
-backends. Invariant: whatever leaves a run, an exception included, leaves the thread
-without a running loop and with the hooks it had before.
+The cold frame around the core's passes: set-up and tear-down of a run, the task
+factory and the exception handler, with the semantics and the texts of the stock loop.
+It must never know about fds, timers or backends. Invariant: whatever leaves a run, an
+exception included, leaves the thread without a running loop and with the hooks it had
+before.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import asyncio
 import sys
 import traceback
 import warnings
-import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .asyncgens import AsyncGensMixin
 from .private import (
     constants,
     events,
@@ -26,10 +26,6 @@ from .private import (
 
 if TYPE_CHECKING:
     from contextvars import Context
-
-    from ._typing import LoopBase
-else:
-    LoopBase = object
 
 _T = TypeVar("_T")
 _ExceptionContext = dict[str, Any]
@@ -92,22 +88,17 @@ def _traceback_text(what: str, stack: traceback.StackSummary) -> str:
     return f"{what} created at (most recent call last):\n{frames}"
 
 
-class HooksMixin(LoopBase):
-    """Runs, tasks, async generators, exception handlers and debug mode of a loop."""
+class HooksMixin(AsyncGensMixin):
+    """Runs, tasks, exception handlers and debug mode of a loop."""
 
     _task_factory: Callable[..., Any] | None
     _exception_handler: _ExceptionHandler | None
-    _asyncgens: weakref.WeakSet[Any]
-    _asyncgens_shutdown_called: bool
-    _old_agen_hooks: Any
     _saved_origin_depth: int | None
 
     def _init_hooks(self) -> None:
         self._task_factory = None
         self._exception_handler = None
-        self._asyncgens = weakref.WeakSet()
-        self._asyncgens_shutdown_called = False
-        self._old_agen_hooks = None
+        self._init_asyncgens()
         self._saved_origin_depth = None
         self.set_debug(is_debug_mode())
 
@@ -140,19 +131,14 @@ class HooksMixin(LoopBase):
         self._check_running()
         self._enter_run()
         self._track_coroutine_origins(self._debug)
-        self._old_agen_hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(
-            firstiter=self._asyncgen_firstiter, finalizer=self._asyncgen_finalizer
-        )
+        self._set_agen_hooks()
         events._set_running_loop(self)
 
     def _run_forever_cleanup(self) -> None:
         self._leave_run()
         events._set_running_loop(None)
         self._track_coroutine_origins(False)
-        hooks, self._old_agen_hooks = self._old_agen_hooks, None
-        if hooks is not None:
-            sys.set_asyncgen_hooks(*hooks)
+        self._restore_agen_hooks()
 
     def run_forever(self) -> None:
         """Run passes until ``stop()`` is called.
@@ -309,46 +295,6 @@ class HooksMixin(LoopBase):
     def get_task_factory(self) -> Callable[..., Any] | None:
         """Return the task factory, or None for the default."""
         return self._task_factory
-
-    # -- async generators
-
-    def _asyncgen_firstiter(self, agen: Any) -> None:
-        if self._asyncgens_shutdown_called:
-            warnings.warn(
-                f"asynchronous generator {agen!r} was scheduled after "
-                f"loop.shutdown_asyncgens() call",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
-        self._asyncgens.add(agen)
-
-    def _asyncgen_finalizer(self, agen: Any) -> None:
-        # Called by the garbage collector, in whichever thread it runs.
-        self._asyncgens.discard(agen)
-        if not self.is_closed():
-            self.call_soon_threadsafe(self.create_task, agen.aclose())
-
-    async def shutdown_asyncgens(self) -> None:
-        """Close all async generators that this loop has iterated and not finished."""
-        self._asyncgens_shutdown_called = True
-        agens = list(self._asyncgens)
-        if not agens:
-            return
-        self._asyncgens.clear()
-        results = await asyncio.gather(
-            *[agen.aclose() for agen in agens], return_exceptions=True
-        )
-        for agen, result in zip(agens, results, strict=True):
-            if isinstance(result, Exception):
-                self.call_exception_handler(
-                    {
-                        "message": "an error occurred during closing of "
-                        f"asynchronous generator {agen!r}",
-                        "exception": result,
-                        "asyncgen": agen,
-                    }
-                )
 
     # -- exceptions
 
