@@ -26,6 +26,8 @@ cdef class FdWatch:
 cdef class LoopFds(LoopCallbacks):
     cdef dict transports           # fd -> weak reference of the transport that has it
 
+    # Raise RuntimeError if a transport has the fd, a number or an object with fileno().
+    cdef int refuse_transport(self, object fileobj) except -1
     # In a forked child: go on with a context of the child's own.
     cdef int _renew(self) except -1
     cdef FdWatch _watch_of(self, object fileobj)

@@ -115,11 +115,18 @@ cdef class LoopFds(LoopCallbacks):
 
     def _ensure_fd_no_transport(self, fileobj):
         """Raise RuntimeError if a transport has the fd."""
+        self.refuse_transport(fileobj)
+
+    cdef int refuse_transport(self, object fileobj) except -1:
+        if not self.transports:
+            _number(fileobj)    # says what is no fd
+            return 0
         known = self.transports.get(_number(fileobj))
         transport = known() if known is not None else None
         if transport is not None and not transport.is_closing():
             raise RuntimeError(
                 f"File descriptor {fileobj!r} is used by transport {transport!r}")
+        return 0
 
     cdef FdWatch _watch_of(self, object fileobj):
         """The watch of what is perhaps no open file any more; or None."""

@@ -20,6 +20,7 @@ cdef class Taking:
     cdef Py_ssize_t most           # less bytes were all there was; 0: that says nothing
     cdef int fd
     cdef TakeState state
+    cdef bint woken                # the waiter has its result
 
     # True if there is a waiter to wait for, else it is over and `result` is there.
     cdef bint _advance(self) except -1

@@ -11,7 +11,7 @@ told to the kernel again after DOUBT_NS.  On a ring nothing may stay: a request 
 file, and closing the socket would not close the connection.
 """
 
-from asyncio import CancelledError as _CancelledError
+from asyncio import InvalidStateError as _InvalidStateError
 from weakref import ref as _weakref
 
 import cython
@@ -51,8 +51,13 @@ cdef int _on_readable(FdWatch watch) except -1:
         watch.node.events &= ~<unsigned>POLLIN  # one wait, one request
     loop.callbacks += 1
     taking = <Taking>reader
-    if not taking.waiter.done():
-        taking.waiter.set_result(None)
+    if not taking.woken:
+        try:
+            taking.waiter.set_result(None)
+        except _InvalidStateError:
+            pass        # cancelled: its task will hear of that
+        else:
+            taking.woken = True
     return 0
 
 
@@ -145,7 +150,7 @@ cdef class Taking:
     cdef int _wait(self) except -1:
         cdef LoopSockWaits loop = self.loop
         self.fd = self.sock.fileno()
-        loop._ensure_fd_no_transport(self.fd)
+        loop.refuse_transport(self.fd)
         self.waiter = loop.create_future()
         self.waiter._asyncio_future_blocking = True
         loop._watch_sock(self)
@@ -159,14 +164,16 @@ cdef class Taking:
         if self.state == TAKE_NEW:
             self._wait()
             return True
-        if not self.waiter.done():
-            self._leave(False, False)
-            raise RuntimeError("await wasn't used with future")
-        try:
-            self.waiter.result()
-        except _CancelledError:
-            self._leave(False, False)
-            raise
+        if self.woken:
+            self.woken = False
+        else:
+            try:
+                if not self.waiter.done():
+                    raise RuntimeError("await wasn't used with future")
+                self.waiter.result()
+            except BaseException:
+                self._leave(False, False)
+                raise
         try:
             self.result = self.take(*self.args)
         except (BlockingIOError, InterruptedError):

@@ -71,7 +71,8 @@ class SocketsMixin(LoopBase):
             TypeError: It is an `ssl.SSLSocket`.
             ValueError: In debug mode: the socket is a blocking one.
         """
-        self._check_sock(sock)
+        if type(sock) is not socket.socket or self._debug:
+            self._check_sock(sock)
         if not n or not self._is_drained(sock):
             try:
                 return sock.recv(n)
