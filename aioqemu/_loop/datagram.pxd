@@ -1,5 +1,7 @@
 """DatagramTransport: a datagram socket as an asyncio transport."""
 
+from aioqemu._loop.callbacks cimport FlushNode
+from aioqemu._loop.datagram_out cimport Segmenting
 from aioqemu._loop.transport cimport SocketTransport
 from aioqemu._sys.inet cimport aq_address
 
@@ -17,15 +19,27 @@ cdef class DatagramTransport(SocketTransport):
     # input that the kernel has handed over and the protocol not yet got
     cdef list arrived              # (data, address)
     # output: `queued` counts what a datagram counts on top of its bytes, too
-    cdef object queue              # deque of (data, address)
+    cdef object queue              # deque of (data, address, the kernel's or None)
+    cdef FlushNode flush_node      # linked: this callback has sent one, the next wait
+    cdef bint blocked              # the socket is full; what waits does so for POLLOUT
+    cdef bint sending              # what waits is being sent, further down the stack
+    cdef Segmenting segmenting
     cdef bint has_peer             # the socket is connected
+    cdef object raw_name           # the last address of which the kernel's was made
+    cdef bytes raw                 # ... which this is
 
     cdef int _read(self) except -1
     cdef int _read_any_family(self) except -1
     cdef object _sender(self, aq_address *a, unsigned int size)
     cdef int _deliver(self) except -1
     cdef int _call_received(self, object data, object addr) except -1
+    cdef int _keep(self, object data, object addr) except -1
+    cdef object _raw_address(self, object addr)
+    cdef int _put(self, object data, object addr, object raw) except -1
     cdef int _send(self, object data, object addr) except -1
     cdef bint _resolve(self, object addr) except -1
     cdef int _send_queued(self) except -1
+    cdef int _send_all(self) except -1
+    cdef int _sent(self) except -1
+    cdef object _take(self)
     cdef int _error(self, object exc) except -1

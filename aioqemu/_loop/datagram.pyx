@@ -7,6 +7,8 @@ Datagrams are received in batches, by one system call into buffers that all tran
 the process share; they are copied out before the first callback runs.  The protocol's
 context is entered once a batch.  Addresses of the last sender and the last receiver are
 kept in both forms, the kernel's and Python's: an echo converts none.
+
+The first datagram of a callback is sent at once, the next ones when it returns, together.
 """
 
 import sys
@@ -16,7 +18,9 @@ from collections import deque as _deque
 from cpython.buffer cimport PyBUF_SIMPLE
 from cpython.buffer cimport PyBuffer_Release
 from cpython.buffer cimport PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_CheckExact
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
@@ -29,6 +33,8 @@ from libc.string cimport memcpy
 from aioqemu._loop.address cimport address_name
 from aioqemu._loop.address cimport address_parse
 from aioqemu._loop.core cimport LoopCore
+from aioqemu._loop.datagram_out cimport send_first
+from aioqemu._loop.flow cimport FLUSH_SIZE
 from aioqemu._loop.flow cimport enter
 from aioqemu._loop.flow cimport os_error
 from aioqemu._loop.flow cimport report
@@ -65,6 +71,8 @@ cdef enum:
     OTHER_SIZE = 256 * 1024
     OTHER_BATCH = 8
     AREA_SIZE = INET_SIZE * INET_BATCH
+    # So many datagrams are not kept for the end of the callback.
+    MAX_KEPT = 64
 
 # What the kernel receives into; untouched pages of it cost nothing.  One for the process
 # is enough: from the system call until all of it is copied, nothing releases the GIL.
@@ -90,6 +98,10 @@ cdef int _on_writable(void *opaque) except -1:
     if t.loop.flush_head != NULL:
         t.loop.flush_all()
     return 0
+
+
+cdef int _flush(void *owner) except -1:
+    return (<DatagramTransport>owner)._send_queued()
 
 
 def make_datagram_transport(LoopCore loop not None, sock, protocol, address=None,
@@ -122,6 +134,7 @@ cdef class DatagramTransport(SocketTransport, _DatagramTransport):
     def __cinit__(self):
         self.arrived = []
         self.queue = _deque()
+        self.segmenting.below = -1
 
     # -- what asyncio's own code and its users look at ------------------------------------
 
@@ -131,7 +144,7 @@ cdef class DatagramTransport(SocketTransport, _DatagramTransport):
 
     @property
     def _buffer(self):
-        return self.queue
+        return _deque((data, addr) for data, addr, _ in self.queue)
 
     @property
     def _buffer_size(self):
@@ -152,13 +165,15 @@ cdef class DatagramTransport(SocketTransport, _DatagramTransport):
         cdef uint32_t events = 0
         if not (self.reading_paused or self.closing):
             events = POLLIN
-        if self.queued or self.queue:
+        if self.blocked:
             events |= POLLOUT
         return events
 
     cdef int _drop_output(self) except -1:
+        self.loop.flush_cancel(&self.flush_node)
         self.queue.clear()
         self.queued = 0
+        self.blocked = False
         return 0
 
     cdef int _ended(self) except -1:
@@ -172,7 +187,9 @@ cdef class DatagramTransport(SocketTransport, _DatagramTransport):
             return
         self.closing = True
         self._update()
-        if not self.queue:
+        if self.queue and not self.blocked:
+            self._send_queued()
+        elif not self.queue:
             self._schedule_lost(None)
 
     # -- receiving ------------------------------------------------------------------------
@@ -350,22 +367,70 @@ cdef class DatagramTransport(SocketTransport, _DatagramTransport):
                 logger.warning("socket.send() raised exception.")
             self.lost += 1
             return
-        if self.loop.in_child():
+        if self.lost or self.loop.in_child():
             # What waits is the parent's, and what does not fit nobody would send later.
             self._send(data, addr)
-            return
-        if not self.queue and self._send(data, addr) == 0:
-            return
-        if self.lost:
-            return
-        # What is kept must not change.
-        data = bytes(data)
-        n = len(data)
-        self.queue.append((data, addr))
-        self.queued += n + _header_size
-        if len(self.queue) == 1:
+        elif self.flush_node.linked or self.queue:
+            self._keep(data, addr)
+        elif self._send(data, addr):
+            if not self.lost:
+                self.blocked = True
+                self._update()
+                self._put(data, addr, self._raw_address(addr))
+        elif self.loop.in_pass and not self.lost:
+            self.loop.flush_later(&self.flush_node, _flush, self)
+
+    cdef int _keep(self, object data, object addr) except -1:
+        """Send a datagram when the callback returns, or once the socket takes more."""
+        raw = self._raw_address(addr)
+        if raw is None and not self.has_peer and not self.blocked:
+            # The socket module's to send, now as ever; but not before the others.
+            self._send_queued()
+            if not self.queue and not (self._send(data, addr) and not self.lost):
+                return 0
+            if self.lost:
+                return 0
+            self.blocked = True
             self._update()
-        self._maybe_pause()
+        self._put(data, addr, raw)
+        if self.blocked:
+            return 0
+        if not self.sending and self.queued < FLUSH_SIZE and len(self.queue) < MAX_KEPT:
+            return self.loop.flush_later(&self.flush_node, _flush, self)
+        # Too much to keep; or we are in error_received, which may try for ever.
+        self._send_queued()
+        if self.loop.in_pass and not self.lost and not self.sending:
+            self.loop.flush_later(&self.flush_node, _flush, self)
+        return 0
+
+    cdef int _put(self, object data, object addr, object raw) except -1:
+        # What is kept must not change.
+        if not PyBytes_CheckExact(data):
+            data = bytes(data)
+        self.queue.append((data, addr, raw))
+        self.queued += PyBytes_GET_SIZE(data) + _header_size
+        return self._maybe_pause()
+
+    cdef object _take(self):
+        """The first of the queue, off it."""
+        item = self.queue.popleft()
+        self.queued -= PyBytes_GET_SIZE((<tuple>item)[0]) + _header_size
+        return item
+
+    cdef object _raw_address(self, object addr):
+        """The address as the kernel has it; None: the peer's, or only known to Python."""
+        if self.has_peer or addr is None:
+            return None
+        if addr is not self.raw_name:
+            if not self._resolve(addr):
+                return None
+            if addr is self.peer_name:
+                self.raw = PyBytes_FromStringAndSize(<char *>&self.peer, self.peer_size)
+            else:
+                self.raw = PyBytes_FromStringAndSize(
+                    <char *>&self.target, self.target_size)
+            self.raw_name = addr
+        return self.raw
 
     cdef int _send(self, object data, object addr) except -1:
         """Send one; 1 if the socket is full."""
@@ -427,21 +492,73 @@ cdef class DatagramTransport(SocketTransport, _DatagramTransport):
         return True
 
     cdef int _send_queued(self) except -1:
-        while self.queue and not self.lost:
-            data, addr = self.queue[0]
-            if self._send(data, addr):
-                break
-            if self.queue:      # error_received may have aborted
-                self.queue.popleft()
-                self.queued -= len(data) + _header_size
-        self._maybe_resume()
+        """Send what waits, as far as the socket takes it."""
+        cdef bint inner = self.sending
+        cdef bint watched = self.blocked
+        self.loop.flush_cancel(&self.flush_node)
         if self.lost:
             return 0
-        if not self.queue:
-            self._update()
-            if self.closing:
-                self._schedule_lost(None)
+        if self.loop.in_child():
+            return self._drop_output()      # the socket is the parent's as well
+        if self._stolen():
+            return self._robbed()
+        self.sending = True
+        self.blocked = False
+        try:
+            self._send_all()
+        finally:
+            # After an exception that leaves the loop the rest is for when it runs again.
+            self.sending = inner
+            if not self.lost:
+                watched = watched or self.blocked
+                self.blocked = len(self.queue) != 0
+                if watched or self.blocked:
+                    self._update()
+        return self._sent()
+
+    cdef int _send_all(self) except -1:
+        # error_received may send, close and abort; nothing of the queue is held here.
+        cdef int n
+        while self.queue and not self.lost:
+            if not self.has_peer and (<tuple>self.queue[0])[2] is None:
+                data, addr, raw = self._take()
+                if self._send_by_socket(data, addr) and not self.lost:
+                    self.queue.appendleft((data, addr, raw))
+                    self.queued += PyBytes_GET_SIZE(data) + _header_size
+                    break
+                continue
+            n = send_first(self.fd, self.has_peer, self.queue, &self.segmenting)
+            while n > 0:
+                self._take()
+                n -= 1
+            if n == -EAGAIN:
+                break
+            if n < 0:
+                self._take()
+                self._error(os_error(-n))
         return 0
+
+    cdef int _sent(self) except -1:
+        if self.lost:
+            return 0
+        if self.blocked:
+            self._maybe_pause()
+        self._maybe_resume()
+        if self.closing and not self.queue and not self.lost:
+            self._schedule_lost(None)
+        return 0
+
+    cdef int _maybe_pause(self) except -1:
+        # What waits for the end of the callback only is no reason to pause.
+        if not self.blocked:
+            return 0
+        return SocketTransport._maybe_pause(self)
+
+    def get_write_buffer_size(self):
+        """The number of bytes not yet handed to the kernel, with the headers."""
+        if self.queue and not self.blocked:
+            self._send_queued()
+        return self.queued
 
 
 refuse_new(<PyTypeObject *>DatagramTransport)
