@@ -18,6 +18,8 @@ cdef class DatagramTransport(SocketTransport):
     cdef object target_name
     # input that the kernel has handed over and the protocol not yet got
     cdef list arrived              # (data, address)
+    cdef bint exclusive            # nobody else has the socket: it may coalesce
+    cdef int coalescing            # 1: it has been told to; 2: and not to, later
     # output: `queued` counts what a datagram counts on top of its bytes, too
     cdef object queue              # deque of (data, address, the kernel's or None)
     cdef FlushNode flush_node      # linked: this callback has sent one, the next wait
@@ -29,6 +31,7 @@ cdef class DatagramTransport(SocketTransport):
     cdef bytes raw                 # ... which this is
 
     cdef int _read(self) except -1
+    cdef int _coalesce(self) except -1
     cdef int _read_any_family(self) except -1
     cdef object _sender(self, aq_address *a, unsigned int size)
     cdef int _deliver(self) except -1

@@ -21,7 +21,6 @@ from cpython.buffer cimport PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_CheckExact
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.bytes cimport PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
 from cpython.ref cimport Py_DECREF
@@ -33,6 +32,12 @@ from libc.string cimport memcpy
 from aioqemu._loop.address cimport address_name
 from aioqemu._loop.address cimport address_parse
 from aioqemu._loop.core cimport LoopCore
+from aioqemu._loop.datagram_in cimport INET_BATCH
+from aioqemu._loop.datagram_in cimport INET_SIZE
+from aioqemu._loop.datagram_in cimport OTHER_BATCH
+from aioqemu._loop.datagram_in cimport OTHER_SIZE
+from aioqemu._loop.datagram_in cimport cut
+from aioqemu._loop.datagram_in cimport receive_area
 from aioqemu._loop.datagram_out cimport send_first
 from aioqemu._loop.flow cimport FLUSH_SIZE
 from aioqemu._loop.flow cimport enter
@@ -45,6 +50,8 @@ from aioqemu._sys.inet cimport AF_INET
 from aioqemu._sys.inet cimport AF_INET6
 from aioqemu._sys.inet cimport AF_UNIX
 from aioqemu._sys.inet cimport aq_address
+from aioqemu._sys.inet cimport aq_control
+from aioqemu._sys.inet cimport aq_set_coalescing
 from aioqemu._sys.inet cimport mmsghdr
 from aioqemu._sys.inet cimport recvmmsg
 from aioqemu._sys.inet cimport sendto
@@ -64,19 +71,10 @@ from aioqemu._loop.private import (
 )
 
 cdef enum:
-    # The largest UDP datagram has less than 64 KiB; others, of Unix sockets say, may
-    # have as many bytes as asyncio receives at most.
-    INET_SIZE = 64 * 1024
-    INET_BATCH = 32
-    OTHER_SIZE = 256 * 1024
-    OTHER_BATCH = 8
-    AREA_SIZE = INET_SIZE * INET_BATCH
+    # So many messages at once are a burst.
+    BURST = 16
     # So many datagrams are not kept for the end of the callback.
     MAX_KEPT = 64
-
-# What the kernel receives into; untouched pages of it cost nothing.  One for the process
-# is enough: from the system call until all of it is copied, nothing releases the GIL.
-cdef char *_area = NULL
 
 # What changed in 3.13: empty datagrams are sent, and headers count as buffered.
 cdef bint _sends_empty = sys.version_info >= (3, 13)
@@ -105,11 +103,12 @@ cdef int _flush(void *owner) except -1:
 
 
 def make_datagram_transport(LoopCore loop not None, sock, protocol, address=None,
-                            waiter=None, extra=None):
+                            waiter=None, extra=None, exclusive=False):
     """Make a transport for a non-blocking datagram socket, which it owns.
 
     `connection_made` is called in the next pass; then `waiter`, if given, is resolved.
     With an address, which the socket is connected to, nothing else can be sent to.
+    `exclusive`: nobody else can have the socket, as another process could.
     """
     cdef DatagramTransport t = DatagramTransport.__new__(DatagramTransport)
     cdef dict info = dict(extra) if extra else {}
@@ -120,6 +119,7 @@ def make_datagram_transport(LoopCore loop not None, sock, protocol, address=None
     t.address = address
     t._adopt(loop, sock, sock.fileno(), None, protocol, waiter, info)
     t.has_peer = info["peername"] is not None
+    t.exclusive = exclusive and (t.family == AF_INET or t.family == AF_INET6)
     return t
 
 
@@ -204,12 +204,16 @@ cdef class DatagramTransport(SocketTransport, _DatagramTransport):
         self._deliver()
 
     cdef int _read(self) except -1:
-        global _area
         cdef mmsghdr msgs[INET_BATCH]
         cdef iovec iovs[INET_BATCH]
         cdef aq_address names[INET_BATCH]
         cdef PyObject *copies[INET_BATCH]
+        cdef aq_control controls[INET_BATCH]
+        cdef int counts[INET_BATCH]
         cdef mmsghdr *m
+        cdef char *area
+        cdef list pieces = [] if self.coalescing else None
+        cdef Py_ssize_t done = 0
         cdef int i, n, size, err
         if self.lost or self.closing or self.reading_paused or self.fd < 0:
             return 0
@@ -223,13 +227,10 @@ cdef class DatagramTransport(SocketTransport, _DatagramTransport):
             size = OTHER_SIZE
         else:
             return self._read_any_family()
-        if _area == NULL:
-            _area = <char *>PyMem_RawMalloc(AREA_SIZE)
-            if _area == NULL:
-                raise MemoryError()
+        area = receive_area()
         for i in range(n):
             m = &msgs[i]
-            iovs[i].iov_base = _area + i * size
+            iovs[i].iov_base = area + i * size
             iovs[i].iov_len = size
             m.msg_hdr.msg_name = &names[i]
             m.msg_hdr.msg_namelen = sizeof(aq_address)
@@ -237,15 +238,28 @@ cdef class DatagramTransport(SocketTransport, _DatagramTransport):
             m.msg_hdr.msg_iovlen = 1
             m.msg_hdr.msg_control = NULL
             m.msg_hdr.msg_controllen = 0
+            if self.coalescing:
+                m.msg_hdr.msg_control = controls[i].bytes
+                m.msg_hdr.msg_controllen = sizeof(aq_control)
         n = recvmmsg(self.fd, msgs, n, MSG_DONTWAIT, NULL)
         if n < 0:
             err = errno
             if err != EAGAIN and err != EINTR:
                 self._error(os_error(err))
             return 0
+        if n >= BURST and self.exclusive:
+            self._coalesce()
+        if pieces is not None and cut(msgs, n, pieces, counts):
+            for i in range(n):
+                addr = self._sender(&names[i], msgs[i].msg_hdr.msg_namelen)
+                while counts[i]:
+                    counts[i] -= 1
+                    self.arrived.append((pieces[done], addr))
+                    done += 1
+            return self._deliver()
         # Making bytes runs no other code; making a tuple may, by way of the collector.
         for i in range(n):
-            data = PyBytes_FromStringAndSize(_area + i * size, msgs[i].msg_len)
+            data = PyBytes_FromStringAndSize(area + i * size, msgs[i].msg_len)
             Py_INCREF(data)
             copies[i] = <PyObject *>data
         if n == 1 and not self.arrived:
@@ -264,6 +278,22 @@ cdef class DatagramTransport(SocketTransport, _DatagramTransport):
             self.arrived.append(
                 (data, self._sender(&names[i], msgs[i].msg_hdr.msg_namelen)))
         return self._deliver()
+
+    cdef int _coalesce(self) except -1:
+        # Told so, a socket hands over messages that only those understand who look at
+        # control messages.  So sockets that came with `sock` are left alone: another
+        # process may have them as well.
+        self.exclusive = False
+        self.coalescing = aq_set_coalescing(self.fd, 1) == 0
+        return 0
+
+    cdef object _object(self):
+        # Whoever asks for the socket may receive from it; what has come stays as it is.
+        self.exclusive = False
+        if self.coalescing == 1 and self.fd >= 0:
+            self.coalescing = 2
+            aq_set_coalescing(self.fd, 0)
+        return SocketTransport._object(self)
 
     cdef int _read_any_family(self) except -1:
         # Of families that only the socket module knows the addresses of.

@@ -19,6 +19,9 @@ cdef extern from *:
     #ifndef UDP_SEGMENT
     #define UDP_SEGMENT 103
     #endif
+    #ifndef UDP_GRO
+    #define UDP_GRO 104
+    #endif
     typedef union {
         struct sockaddr sa;
         struct sockaddr_in in4;
@@ -53,6 +56,24 @@ cdef extern from *:
 
         return getsockopt(fd, SOL_UDP, UDP_SEGMENT, &value, &size) == 0 && value == 0;
     }
+    /* Whether the kernel may hand over many datagrams as one message; 0 or -1. */
+    static inline int aq_set_coalescing(int fd, int value)
+    {
+        return setsockopt(fd, SOL_UDP, UDP_GRO, &value, sizeof(value));
+    }
+    /* The size of the datagrams in such a message; 0 if it is only one. */
+    static inline int aq_segment_size(struct msghdr *m)
+    {
+        struct cmsghdr *head;
+        int size = 0;
+
+        for (head = CMSG_FIRSTHDR(m); head != NULL; head = CMSG_NXTHDR(m, head)) {
+            if (head->cmsg_level == SOL_UDP && head->cmsg_type == UDP_GRO) {
+                memcpy(&size, CMSG_DATA(head), sizeof(size));
+            }
+        }
+        return size;
+    }
     """
     struct sockaddr:
         unsigned short sa_family
@@ -78,10 +99,12 @@ cdef extern from *:
         sockaddr_in in4
         sockaddr_in6 in6
         sockaddr_un un
-    ctypedef struct aq_control:
-        pass
+    ctypedef union aq_control:
+        char bytes[1]
     void aq_set_segment(msghdr *m, aq_control *c, uint16_t size) nogil
     bint aq_can_segment(int fd) nogil
+    int aq_set_coalescing(int fd, int value) nogil
+    int aq_segment_size(msghdr *m) nogil
     struct mmsghdr:
         msghdr msg_hdr
         unsigned int msg_len
