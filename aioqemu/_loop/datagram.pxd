@@ -19,7 +19,7 @@ cdef class DatagramTransport(SocketTransport):
     # input that the kernel has handed over and the protocol not yet got
     cdef list arrived              # (data, address)
     cdef bint exclusive            # nobody else has the socket: it may coalesce
-    cdef int coalescing            # 1: it has been told to; 2: and not to, later
+    cdef bint coalescing           # it has been told to: messages may be several
     # output: `queued` counts what a datagram counts on top of its bytes, too
     cdef object queue              # deque of (data, address, the kernel's or None)
     cdef FlushNode flush_node      # linked: this callback has sent one, the next wait

@@ -288,11 +288,9 @@ cdef class DatagramTransport(SocketTransport, _DatagramTransport):
         return 0
 
     cdef object _object(self):
-        # Whoever asks for the socket may receive from it; what has come stays as it is.
+        # Whoever asks for the socket may receive from it.  Later it is too late: told not
+        # to coalesce, it would keep to itself the size of what it has coalesced already.
         self.exclusive = False
-        if self.coalescing == 1 and self.fd >= 0:
-            self.coalescing = 2
-            aq_set_coalescing(self.fd, 0)
         return SocketTransport._object(self)
 
     cdef int _read_any_family(self) except -1:
