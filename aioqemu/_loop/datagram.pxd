@@ -1,34 +1,14 @@
 """DatagramTransport: a datagram socket as an asyncio transport."""
 
-from aioqemu._loop.callbacks cimport FlushNode
-from aioqemu._loop.datagram_out cimport Segmenting
-from aioqemu._loop.transport cimport SocketTransport
+from aioqemu._loop.datagram_out cimport DatagramOutput
 from aioqemu._sys.inet cimport aq_address
 
-cdef class DatagramTransport(SocketTransport):
-    cdef int family
+cdef class DatagramTransport(DatagramOutput):
     cdef object received           # protocol.datagram_received, bound
-    cdef object address            # the one that is sent to, or None
-    # addresses known in both forms
-    cdef aq_address peer           # the last sender
-    cdef unsigned int peer_size    # 0: none
-    cdef object peer_name
-    cdef aq_address target         # the last receiver
-    cdef unsigned int target_size
-    cdef object target_name
     # input that the kernel has handed over and the protocol not yet got
     cdef list arrived              # (data, address)
     cdef bint exclusive            # nobody else has the socket: it may coalesce
     cdef bint coalescing           # it has been told to: messages may be several
-    # output: `queued` counts what a datagram counts on top of its bytes, too
-    cdef object queue              # deque of (data, address, the kernel's or None)
-    cdef FlushNode flush_node      # linked: this callback has sent one, the next wait
-    cdef bint blocked              # the socket is full; what waits does so for POLLOUT
-    cdef bint sending              # what waits is being sent, further down the stack
-    cdef Segmenting segmenting
-    cdef bint has_peer             # the socket is connected
-    cdef object raw_name           # the last address of which the kernel's was made
-    cdef bytes raw                 # ... which this is
 
     cdef int _read(self) except -1
     cdef int _coalesce(self) except -1
@@ -36,13 +16,3 @@ cdef class DatagramTransport(SocketTransport):
     cdef object _sender(self, aq_address *a, unsigned int size)
     cdef int _deliver(self) except -1
     cdef int _call_received(self, object data, object addr) except -1
-    cdef int _keep(self, object data, object addr) except -1
-    cdef object _raw_address(self, object addr)
-    cdef int _put(self, object data, object addr, object raw) except -1
-    cdef int _send(self, object data, object addr) except -1
-    cdef bint _resolve(self, object addr) except -1
-    cdef int _send_queued(self) except -1
-    cdef int _send_all(self) except -1
-    cdef int _sent(self) except -1
-    cdef object _take(self)
-    cdef int _error(self, object exc) except -1
