@@ -160,9 +160,10 @@ cdef class DatagramTransport(DatagramOutput, _DatagramTransport):
             m.msg_hdr.msg_iovlen = 1
             m.msg_hdr.msg_control = NULL
             m.msg_hdr.msg_controllen = 0
-            if self.coalescing:
-                m.msg_hdr.msg_control = controls[i].bytes
-                m.msg_hdr.msg_controllen = sizeof(aq_control)
+        if self.coalescing:
+            for i in range(n):
+                msgs[i].msg_hdr.msg_control = controls[i].bytes
+                msgs[i].msg_hdr.msg_controllen = sizeof(aq_control)
         n = recvmmsg(self.fd, msgs, n, MSG_DONTWAIT, NULL)
         if n < 0:
             err = errno

@@ -45,13 +45,17 @@ cdef enum:
     # So many datagrams are not kept for the end of the callback.
     MAX_KEPT = 64
 
-# What changed in 3.13: empty datagrams are sent, and headers count as buffered.
+# What changed in 3.13: empty datagrams are sent, and headers count as buffered.  So what
+# counts as buffered is 0 just when nothing waits.
 cdef bint _sends_empty = sys.version_info >= (3, 13)
 cdef Py_ssize_t _header_size = 8 if _sends_empty else 0
 
 
 cdef int _flush(void *owner) except -1:
-    return (<DatagramOutput>owner)._send_queued()
+    cdef DatagramOutput t = <DatagramOutput>owner
+    if t.queued == 0:
+        return 0        # the first was all that the callback had to send
+    return t._send_queued()
 
 
 cdef class DatagramOutput(SocketTransport):
@@ -155,7 +159,7 @@ cdef class DatagramOutput(SocketTransport):
         if self.lost or self.loop.in_child():
             # What waits is the parent's, and what does not fit nobody would send later.
             self._send(data, addr)
-        elif self.flush_node.linked or self.queue:
+        elif self.flush_node.linked or self.queued:
             self._keep(data, addr)
         elif self._send(data, addr):
             if not self.lost:
