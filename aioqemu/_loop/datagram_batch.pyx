@@ -21,6 +21,8 @@ from aioqemu._sys.inet cimport aq_segment_size
 from aioqemu._sys.inet cimport aq_set_segment
 from aioqemu._sys.inet cimport mmsghdr
 from aioqemu._sys.inet cimport sendmmsg
+from aioqemu._sys.inet cimport sendto
+from aioqemu._sys.inet cimport sockaddr
 from aioqemu._sys.libc cimport EAGAIN
 from aioqemu._sys.libc cimport EINTR
 from aioqemu._sys.libc cimport EINVAL
@@ -68,7 +70,7 @@ cdef int send_first(int fd, bint connected, object queue, Segmenting *segmenting
     cdef mmsghdr *m = NULL
     cdef Py_ssize_t size, first_size = 0, last_size = 0, total = 0
     cdef Py_ssize_t waiting = len(queue)
-    cdef int i = 0, n = 0, sent, err, result
+    cdef int i = 0, k, n = 0, sent, err, result
     if waiting > BATCH:
         waiting = BATCH
     if segmenting.below < 0 and waiting > 1:
@@ -104,10 +106,16 @@ cdef int send_first(int fd, bint connected, object queue, Segmenting *segmenting
         last_name = name
         first_size = last_size = total = size
         n += 1
-    for i in range(n):
-        if lengths[i] > 1:
-            aq_set_segment(&msgs[i].msg_hdr, &controls[i], msgs[i].msg_hdr.msg_iov.iov_len)
-    sent = sendmmsg(fd, msgs, n, MSG_NOSIGNAL | MSG_DONTWAIT)
+    for k in range(n):
+        if lengths[k] > 1:
+            aq_set_segment(&msgs[k].msg_hdr, &controls[k], msgs[k].msg_hdr.msg_iov.iov_len)
+    if i == 1:
+        # The kernel has less to look at.
+        sent = 1 if sendto(
+            fd, iovs[0].iov_base, iovs[0].iov_len, MSG_NOSIGNAL | MSG_DONTWAIT,
+            <const sockaddr *>m.msg_hdr.msg_name, m.msg_hdr.msg_namelen) >= 0 else -1
+    else:
+        sent = sendmmsg(fd, msgs, n, MSG_NOSIGNAL | MSG_DONTWAIT)
     if sent > 0:
         result = 0
         for i in range(sent):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 SO_NO_CHECK = 11
 IPV6_MTU = 24
+# Before Python 3.13 empty datagrams were not sent.
+EMPTY = [b""] if sys.version_info >= (3, 13) else []
 FAMILIES = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
 
 
@@ -118,13 +120,9 @@ async def test_equal_datagrams_of_a_callback_leave_as_one_message(
         assert _all_of(sock) == [b"0" * 100]  # the first at once
         await asyncio.sleep(0)
         merged = b"".join(b"%d" % number * 100 for number in range(1, 5))
-        assert _all_of(sock) == [merged + b"short", b""]
+        assert _all_of(sock) == [merged + b"short", *EMPTY]
         assert notes.errors == []
         await _shut(transport)
-
-
-# Before Python 3.13 empty datagrams were not sent.
-EMPTY = [b""] if sys.version_info >= (3, 13) else []
 
 
 @pytest.mark.asyncio
