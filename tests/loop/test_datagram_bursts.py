@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .helpers import collect_reports, eventually, is_ours, skip_control
+from .helpers import collect_reports, eventually, is_ours, one_pass, skip_control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -528,6 +528,38 @@ async def test_a_child_does_not_send_what_its_parent_keeps() -> None:
         await asyncio.sleep(0)
         assert _all_of(sock) == [b"1"]
         await _shut(transport)
+
+
+def test_a_child_that_goes_on_with_the_loop_sends_only_its_own(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    pids: list[int] = []
+    with _listener() as sock:
+        transport, _ = loop.run_until_complete(
+            _endpoint(remote_addr=sock.getsockname())
+        )
+        transport.pause_reading()  # so that nothing watches the socket
+
+        def burst(*burst: bytes) -> None:
+            for data in burst:
+                transport.sendto(data)
+            if not pids:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    pids.append(os.fork())
+
+        loop.call_soon(burst, b"0", b"1")
+        try:
+            one_pass(loop)
+            if pids == [0]:
+                loop.call_soon(burst, b"2", b"3")
+                one_pass(loop)
+        finally:
+            if pids == [0]:
+                os._exit(0)
+        os.waitpid(pids[0], 0)
+        assert sorted(_all_of(sock)) == [b"0", b"1", b"2", b"3"]
+        loop.run_until_complete(_shut(transport))
 
 
 @pytest.mark.asyncio
