@@ -229,6 +229,36 @@ def udp_burst(loop: asyncio.AbstractEventLoop, count: int, clock: Clock) -> None
         loop.run_until_complete(main())
 
 
+def udp_burst_send(loop: asyncio.AbstractEventLoop, count: int, clock: Clock) -> None:
+    """Datagrams are sent, 50 in a callback; a plain socket takes them."""
+
+    async def main() -> None:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.setblocking(False)
+        transport, _ = await loop.create_datagram_endpoint(
+            asyncio.DatagramProtocol, remote_addr=receiver.getsockname()
+        )
+        left = count
+        while left > 0:
+            batch = min(BURST, left)
+            left -= batch
+            with clock:
+                for _ in range(batch):
+                    transport.sendto(b"x" * 100)
+                await asyncio.sleep(0)
+            while batch:
+                try:
+                    receiver.recv(200)
+                    batch -= 1
+                except BlockingIOError:
+                    await asyncio.sleep(0)
+        transport.close()
+        await asyncio.sleep(0.001)
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        loop.run_until_complete(main())
+
+
 def threadsafe_busy(loop: asyncio.AbstractEventLoop, count: int, clock: Clock) -> None:
     """Another thread posts callbacks to a loop that always has something to do."""
     done = False
@@ -269,6 +299,7 @@ COUNTED: dict[str, Callable[[asyncio.AbstractEventLoop, int, Clock], None]] = {
         echo_streams,
         echo_own_streams,
         udp_burst,
+        udp_burst_send,
         threadsafe_busy,
     )
 }

@@ -206,6 +206,7 @@ ROWS: tuple[Row, ...] = (
     _micro("sock_recv_ready", "sock_recv, data there", 30_000),
     _micro("sock_recv_wait", "sock_recv, must wait", 15_000),
     _micro("udp_burst", "UDP receive, 50 waiting at once", 20_000),
+    _micro("udp_burst_send", "UDP send, 50 in a callback", 20_000),
     _micro("accept_storm", "accept, 500 waiting at once", 2_000),
     _micro("run_nothing", "run_until_complete of nothing", 5_000),
     _micro("loop_make_close", "loop made, run, closed", 300),

@@ -97,6 +97,7 @@ ROWS: tuple[Counted, ...] = (
     Counted("threadsafe_busy", (2000, 12000)),
     Counted("accept_storm", (100, 500)),
     Counted("udp_burst", (200, 2200)),
+    Counted("udp_burst_send", (200, 2200)),
     Counted("spawn_wait", (10, 40)),
     Counted("loop_make_close", (10, 40)),
     *(

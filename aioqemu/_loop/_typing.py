@@ -85,6 +85,7 @@ if TYPE_CHECKING:
             address: Address | None = None,
             waiter: asyncio.Future[Any] | None = None,
             extra: dict[str, Any] | None = None,
+            exclusive: bool = False,
         ) -> asyncio.DatagramTransport: ...
         def _make_read_pipe_transport(
             self,

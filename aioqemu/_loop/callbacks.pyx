@@ -590,12 +590,8 @@ cdef class LoopCallbacks:
         return self.context.fork_generation != fork_generation
 
     cdef int flush_all(self) except -1:
+        # In a child `flush` forgets it: the parent sends what was written before the fork.
         cdef FlushNode *node
-        if self.in_child():
-            # The parent sends what was written before the fork.
-            while self.flush_head != NULL:
-                self.flush_cancel(self.flush_head)
-            return 0
         while self.flush_head != NULL:
             node = self.flush_head
             self.flush_head = node.next

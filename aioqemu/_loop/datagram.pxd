@@ -1,31 +1,18 @@
 """DatagramTransport: a datagram socket as an asyncio transport."""
 
-from aioqemu._loop.transport cimport SocketTransport
+from aioqemu._loop.datagram_out cimport DatagramOutput
 from aioqemu._sys.inet cimport aq_address
 
-cdef class DatagramTransport(SocketTransport):
-    cdef int family
+cdef class DatagramTransport(DatagramOutput):
     cdef object received           # protocol.datagram_received, bound
-    cdef object address            # the one that is sent to, or None
-    # addresses known in both forms
-    cdef aq_address peer           # the last sender
-    cdef unsigned int peer_size    # 0: none
-    cdef object peer_name
-    cdef aq_address target         # the last receiver
-    cdef unsigned int target_size
-    cdef object target_name
     # input that the kernel has handed over and the protocol not yet got
     cdef list arrived              # (data, address)
-    # output: `queued` counts what a datagram counts on top of its bytes, too
-    cdef object queue              # deque of (data, address)
-    cdef bint has_peer             # the socket is connected
+    cdef bint exclusive            # nobody else has the socket: it may coalesce
+    cdef bint coalescing           # it has been told to: messages may be several
 
     cdef int _read(self) except -1
+    cdef int _coalesce(self) except -1
     cdef int _read_any_family(self) except -1
     cdef object _sender(self, aq_address *a, unsigned int size)
     cdef int _deliver(self) except -1
     cdef int _call_received(self, object data, object addr) except -1
-    cdef int _send(self, object data, object addr) except -1
-    cdef bint _resolve(self, object addr) except -1
-    cdef int _send_queued(self) except -1
-    cdef int _error(self, object exc) except -1

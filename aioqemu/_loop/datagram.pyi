@@ -26,4 +26,5 @@ def make_datagram_transport(
     address: Any = None,
     waiter: asyncio.Future[Any] | None = None,
     extra: dict[str, Any] | None = None,
+    exclusive: bool = False,
 ) -> DatagramTransport: ...

@@ -200,7 +200,9 @@ class DatagramMixin(LoopBase):
         try:
             protocol = protocol_factory()
             waiter = self.create_future()
-            transport = self._make_datagram_transport(sock, protocol, remote, waiter)
+            transport = self._make_datagram_transport(
+                sock, protocol, remote, waiter, exclusive=owned
+            )
         except BaseException:
             if owned:
                 sock.close()

@@ -152,8 +152,11 @@ class EventLoop(
         address: Any = None,
         waiter: asyncio.Future[Any] | None = None,
         extra: dict[str, Any] | None = None,
+        exclusive: bool = False,
     ) -> asyncio.DatagramTransport:
-        return make_datagram_transport(self, sock, protocol, address, waiter, extra)
+        return make_datagram_transport(
+            self, sock, protocol, address, waiter, extra, exclusive
+        )
 
     def _make_read_pipe_transport(
         self,

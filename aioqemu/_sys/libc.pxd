@@ -28,6 +28,7 @@ cdef extern from "errno.h" nogil:
         ETIME
         EPROTOTYPE
         EIO
+        EMSGSIZE
         ECONNRESET
         ECONNABORTED
         ENOTSUP
