@@ -23,7 +23,6 @@ from aioqemu._sys.inet cimport mmsghdr
 from aioqemu._sys.inet cimport sendmmsg
 from aioqemu._sys.inet cimport sendto
 from aioqemu._sys.inet cimport sockaddr
-from aioqemu._sys.libc cimport EAGAIN
 from aioqemu._sys.libc cimport EINTR
 from aioqemu._sys.libc cimport EINVAL
 from aioqemu._sys.libc cimport EIO
