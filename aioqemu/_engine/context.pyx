@@ -25,6 +25,7 @@ from aioqemu._engine.lists cimport ready_push
 from aioqemu._engine.lists cimport ready_unlink
 from aioqemu._engine.notifier cimport notifier_set
 from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
+from aioqemu._engine.types cimport AIO_OWNER_INTERNAL
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._engine.types cimport AioTimer
 from aioqemu._engine.types cimport CqeHandler
@@ -99,7 +100,7 @@ cdef class AioContext(AioHandlers):
         name = type(self).__name__
         if self.closed:
             return f"<{name} closed>"
-        return f"<{name} fdmon={self.mon.name!r} fds={len(self.owners) - 1}>"
+        return f"<{name} fdmon={self.mon.name!r} fds={self.n_fds - 1}>"
 
     cdef int _check_made(self) except -1:
         if self.mon is None:
@@ -254,13 +255,13 @@ cdef class AioContext(AioHandlers):
             self.service.submit()
             if self.st.done_head != NULL:
                 timeout_ns = 0
-        fds = <pollfd *>PyMem_RawCalloc(len(self.owners) + 1, sizeof(pollfd))
+        fds = <pollfd *>PyMem_RawCalloc(self.n_fds, sizeof(pollfd))
         if fds == NULL:
             raise MemoryError()
         try:
-            for fd in self.owners:
+            for fd in range(self.st.table_size):
                 node = self.st.table[fd]
-                if node.owner <= AIO_OWNER_CONTEXT and not node.masked:
+                if node != NULL and node.owner <= AIO_OWNER_CONTEXT and not node.masked:
                     fds[n].fd = fd
                     fds[n].events = <short>node.events
                     n += 1
@@ -460,7 +461,7 @@ cdef class AioContext(AioHandlers):
             "fdmon": self.mon.name,
             "fdmon_reason": self.reason,
             "fdmon_info": self.mon.info(),
-            "fds": len(self.owners),
+            "fds": self.n_fds,
             "passes": self.counts.passes,
             "waits": self.counts.waits,
             "gil_releases": self.counts.gil_releases,
@@ -495,12 +496,19 @@ cdef extern from *:
 
 cdef int _traverse(PyObject *op, visitproc visit, void *arg) noexcept:
     cdef AioContext ctx = <AioContext>op
+    cdef AioHandler *handler
     cdef BhNode *node
     cdef AioTimer *timer
     cdef Py_ssize_t i
     cdef int err = aq_context_traverse(op, visit, arg)
     if err or ctx.closed:
         return err
+    for i in range(ctx.st.table_size):
+        handler = ctx.st.table[i]
+        if handler != NULL and handler.owner != AIO_OWNER_INTERNAL:
+            err = visit(<PyObject *>handler.opaque, arg)
+            if err:
+                return err
     node = ctx.bh_slice.head
     while node != NULL:
         err = visit(<PyObject *>node.owner, arg)

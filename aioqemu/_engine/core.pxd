@@ -64,7 +64,7 @@ cdef class AioCore:
     cdef int driven                # calls of dispatch() on the stack
     cdef Py_ssize_t bh_urgent      # bottom halves scheduled and not idle
     cdef Py_ssize_t bh_idle
-    cdef dict owners               # fd -> opaque of its node: the node's reference
+    cdef Py_ssize_t n_fds          # nodes in the table
     cdef Py_ssize_t n_foreign      # nodes that poll() must leave to the loop
     cdef Py_ssize_t n_masked
     cdef Py_ssize_t in_flight      # requests that make the context busy
@@ -122,7 +122,7 @@ cdef class AioCore:
     cdef int _unraisable(self, str message, object exc) except -1
     cdef int _grow_table(self, int fd) except -1
     cdef void _changed(self, int owner) noexcept
-    cdef void _forget(self, AioHandler *node, bint child) noexcept
+    cdef object _forget(self, AioHandler *node, bint child)
     cdef int _lose(self, AioHandler *node) except -1
     cdef int _dispatch_node(self, AioHandler *node) except -1
     cdef int _lose_and_report(self, AioHandler *node) except -1

@@ -21,6 +21,8 @@ from cpython.mem cimport PyMem_RawCalloc
 from cpython.mem cimport PyMem_RawFree
 from cpython.mem cimport PyMem_RawRealloc
 from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t
 from libc.stdint cimport uint32_t
 from libc.string cimport memset
@@ -153,7 +155,6 @@ cdef class AioCore:
         cdef uint32_t events = POLLIN
         cdef int err
         self.timers = TimerHeap.__new__(TimerHeap)
-        self.owners = {}
         self.mon, self.reason = backends.choose(fdmon)
         self.mon.st = &self.st
         err = notifier_init(self.notifier, False)
@@ -164,15 +165,14 @@ cdef class AioCore:
         if self.mon.edges and self.notifier[0] == self.notifier[1]:
             events |= AIO_EDGE      # an eventfd, not a pipe, which would fill up
         self.notifier_node = self.watch(
-            self.notifier[0], AIO_OWNER_INTERNAL, events, _notifier_read, NULL, None)
-        # The node's pointer to the context is not a reference: it would be a cycle.
-        self.notifier_node.opaque = <void *>self
+            self.notifier[0], AIO_OWNER_INTERNAL, events, _notifier_read, NULL, self)
         self.wake()     # as a registration does
         return 0
 
     cdef int close_core(self) except -1:
         cdef int fd
         cdef bint child = self.fork_generation != fork_generation
+        cdef list held = []     # dropped last: that may run anything
         while not child and aq_load(&self.wakers):
             with nogil:
                 aq_nap()    # for no longer than a write to the notifier takes
@@ -186,7 +186,7 @@ cdef class AioCore:
             self.mon.close(True)
         for fd in range(self.st.table_size):
             if self.st.table[fd] != NULL:
-                self._forget(self.st.table[fd], child)
+                held.append(self._forget(self.st.table[fd], child))
         if not child:
             self.mon.close(False)
         if self.notifier[0] >= 0:
@@ -195,7 +195,6 @@ cdef class AioCore:
             close(self.notifier[1])
         self.notifier[0] = self.notifier[1] = -1
         self.notifier_node = NULL
-        self.owners = {}
         return 0
 
     # -- life cycle -------------------------------------------------------------------
@@ -272,7 +271,6 @@ cdef class AioCore:
     cdef AioHandler *watch(self, int fd, int owner, uint32_t events, AioCallback io_read,
                            AioCallback io_write, object opaque) except NULL:
         cdef AioHandler *node
-        cdef AioHandler *old
         cdef stat_t st
         cdef int err
         self.check_usable()
@@ -287,11 +285,10 @@ cdef class AioCore:
         if (owner == AIO_OWNER_LOOP or owner == AIO_OWNER_CONTEXT) and (
                 self.mon.name != "epoll"):
             _watchable(fd)
-        old = self.st.table[fd]
-        if old != NULL:
+        while self.st.table[fd] != NULL:
             # Its fd was closed elsewhere and the number given out again, or a transport
             # takes over what add_reader watched.
-            self._lose(old)
+            self._lose(self.st.table[fd])
         node = <AioHandler *>PyMem_RawCalloc(1, sizeof(AioHandler))
         if node == NULL:
             raise MemoryError()
@@ -309,7 +306,9 @@ cdef class AioCore:
             PyMem_RawFree(node)
             raise _os_error(-err)
         self.st.table[fd] = node
-        self.owners[fd] = opaque
+        self.n_fds += 1
+        if owner != AIO_OWNER_INTERNAL:     # that would be a cycle
+            Py_INCREF(opaque)
         if owner >= AIO_OWNER_LOOP:
             self.n_foreign += 1
         self._changed(owner)
@@ -333,8 +332,15 @@ cdef class AioCore:
             raise _os_error(-err)
         return 0
 
-    cdef void _forget(self, AioHandler *node, bint child) noexcept:
-        """Take a node out of everything; free it when the kernel lets go of it."""
+    cdef object _forget(self, AioHandler *node, bint child):
+        """Take a node out of everything; free it when the kernel lets go of it.
+
+        Returns:
+            What it referred to, for the caller to drop when everything is in order.
+        """
+        cdef object held = <object>node.opaque
+        if node.owner != AIO_OWNER_INTERNAL:
+            Py_DECREF(held)
         node.deleted = True
         node.revents = 0
         ready_unlink(&self.st, node)
@@ -344,32 +350,28 @@ cdef class AioCore:
             self.n_foreign -= 1
         if node.masked:
             self.n_masked -= 1
-        if node.fd < self.st.table_size and self.st.table[node.fd] == node:
-            self.st.table[node.fd] = NULL
+        self.st.table[node.fd] = NULL
+        self.n_fds -= 1
         if node.keeper != NULL:
             node.keeper[0] = NULL
         node.opaque = NULL
         zombie_link(&self.st, node)
         node_reap(&self.st, node)
+        return held
 
     cdef int unwatch(self, AioHandler *node) noexcept:
-        cdef int fd, owner
-        cdef bint current
+        cdef int owner
         if self.closed or node.deleted:     # closed: the node is gone already
             return 0
-        fd = node.fd
         owner = node.owner
-        current = self.st.table[fd] == node
-        self._forget(node, self.fork_generation != fork_generation)
-        if current:
-            _held = self.owners.pop(fd, None)   # dropped last: it may run anything
+        _held = self._forget(node, self.fork_generation != fork_generation)
         self._changed(owner)
         return 0
 
     cdef int _lose(self, AioHandler *node) except -1:
         """The fd of a node has gone: remove it and tell its owner."""
         cdef AioCallback lost = node.io_lost
-        held = self.owners.get(node.fd)
+        held = <object>node.opaque
         self.unwatch(node)
         if lost != NULL:
             lost(<void *>held)

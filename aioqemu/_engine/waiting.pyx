@@ -70,7 +70,7 @@ cdef class AioWaiting(AioCore):
         cdef int err, found
         self.check_usable()     # a callback of the loop may have closed it, or forked
         if self.mon_thread == 0 and timeout_ns == 0 and self.service is None and (
-                len(self.owners) == 1):
+                self.n_fds == 1):
             # The notifier alone, and what it has to say is in `notified` as well.  A loop
             # that only runs callbacks never makes what may be dear, such as a ring.
             return 0

@@ -1,5 +1,7 @@
 """LoopFds: the fds that the loop watches for others.  Home thread, GIL held."""
 
+from cpython.object cimport PyObject
+
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._loop.callbacks cimport LoopCallbacks
 
@@ -24,10 +26,15 @@ cdef class FdWatch:
     cdef Py_ssize_t doubted_at
 
 cdef class LoopFds(LoopCallbacks):
-    cdef dict transports           # fd -> weak reference of the transport that has it
+    # By fd, the transport that has it, or NULL.  No references: a transport takes itself out
+    # when it closes the fd, which it does at the latest when it is finalized.
+    cdef PyObject **transports
+    cdef Py_ssize_t n_places
 
     # Raise RuntimeError if a transport has the fd, a number or an object with fileno().
     cdef int refuse_transport(self, object fileobj) except -1
+    cdef int own_fd(self, int fd, object transport) except -1
+    cdef void disown_fd(self, int fd, object transport) noexcept
     # In a forked child: go on with a context of the child's own.
     cdef int _renew(self) except -1
     cdef FdWatch _watch_of(self, object fileobj)

@@ -6,10 +6,13 @@ it was added, never for a later one.
 
 import sys
 
+from cpython.mem cimport PyMem_RawFree
+from cpython.mem cimport PyMem_RawRealloc
 from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
 from libc.limits cimport INT_MAX
 from libc.stdint cimport uint32_t
+from libc.string cimport memset
 
 from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
 from aioqemu._engine.types cimport AIO_OWNER_LOOP
@@ -107,8 +110,8 @@ cdef int _watch_lost(void *opaque) except -1:
 cdef class LoopFds(LoopCallbacks):
     """The part of a loop that watches fds for callbacks and for sock_*."""
 
-    def __cinit__(self, *args, **kwargs):
-        self.transports = {}
+    def __dealloc__(self):
+        PyMem_RawFree(self.transports)
 
     cdef int _renew(self) except -1:
         return self.context.check_usable()      # LoopCore knows better
@@ -118,15 +121,36 @@ cdef class LoopFds(LoopCallbacks):
         self.refuse_transport(fileobj)
 
     cdef int refuse_transport(self, object fileobj) except -1:
-        if not self.transports:
-            _number(fileobj)    # says what is no fd
+        number = _number(fileobj)
+        if number < 0 or number >= self.n_places:
             return 0
-        known = self.transports.get(_number(fileobj))
-        transport = known() if known is not None else None
-        if transport is not None and not transport.is_closing():
+        if self.transports[<Py_ssize_t>number] == NULL:
+            return 0
+        transport = <object>self.transports[<Py_ssize_t>number]
+        if not transport.is_closing():
             raise RuntimeError(
                 f"File descriptor {fileobj!r} is used by transport {transport!r}")
         return 0
+
+    cdef int own_fd(self, int fd, object transport) except -1:
+        cdef Py_ssize_t size = max(self.n_places, 64)
+        cdef void *grown
+        if fd >= self.n_places:
+            while size <= fd:
+                size *= 2
+            grown = PyMem_RawRealloc(self.transports, size * sizeof(PyObject *))
+            if grown == NULL:
+                raise MemoryError()
+            self.transports = <PyObject **>grown
+            memset(&self.transports[self.n_places], 0,
+                   (size - self.n_places) * sizeof(PyObject *))
+            self.n_places = size
+        self.transports[fd] = <PyObject *>transport
+        return 0
+
+    cdef void disown_fd(self, int fd, object transport) noexcept:
+        if fd < self.n_places and self.transports[fd] == <PyObject *>transport:
+            self.transports[fd] = NULL
 
     cdef FdWatch _watch_of(self, object fileobj):
         """The watch of what is perhaps no open file any more; or None."""
@@ -135,9 +159,10 @@ cdef class LoopFds(LoopCallbacks):
         number = _number(fileobj)
         if number < 0:
             # A file object that was closed is still known by what it was.
-            for opaque in list(self.context.owners.values()):
-                if isinstance(opaque, FdWatch):
-                    watch = <FdWatch>opaque
+            for place in range(self.context.st.table_size):
+                node = self.context.lookup(place)
+                if node != NULL and node.owner == AIO_OWNER_LOOP:
+                    watch = <FdWatch>node.opaque
                     if watch.fileobj is fileobj and fileobj is not None:
                         return watch
             raise ValueError(f"Invalid file descriptor: {number}")

@@ -21,9 +21,11 @@ cdef enum Feeding:
 
 cdef class StreamTransport(SocketTransport):
     cdef WireProtocol wire         # the protocol, if it is one; else None
-    cdef object data_received      # bound; None for a buffered protocol
+    cdef object data_received      # None for a buffered protocol
     cdef object get_buffer
     cdef object buffer_updated
+    # They are functions, to be called with the protocol: a bound method is 64 bytes more.
+    cdef bint functions
     cdef object server
     cdef object empty_waiter       # sendfile waits for the buffer to empty
     # output

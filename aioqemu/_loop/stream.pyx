@@ -13,6 +13,7 @@ write() has returned, so what could not be sent on the spot is copied.
 import asyncio
 import socket as _socket
 import sys
+from types import MethodType as _MethodType
 
 from cpython.buffer cimport PyBUF_SIMPLE
 from cpython.buffer cimport PyBUF_WRITABLE
@@ -171,6 +172,11 @@ cdef str _data_kinds = (
     "bytes, bytearray, or memoryview" if sys.version_info >= (3, 14) else "bytes-like")
 
 
+cdef bint _is_method_of(object method, object protocol) except -1:
+    """Whether what is called by the method is a function, and its `self` this object."""
+    return type(method) is _MethodType and method.__self__ is protocol
+
+
 cdef class StreamTransport(SocketTransport):
     """A connected stream socket (`asyncio.Transport`).
 
@@ -212,9 +218,17 @@ cdef class StreamTransport(SocketTransport):
             self.data_received = None
             self.get_buffer = protocol.get_buffer
             self.buffer_updated = protocol.buffer_updated
+            self.functions = (_is_method_of(self.get_buffer, protocol)
+                              and _is_method_of(self.buffer_updated, protocol))
+            if self.functions:
+                self.get_buffer = self.get_buffer.__func__
+                self.buffer_updated = self.buffer_updated.__func__
         else:
             self.data_received = getattr(protocol, "data_received", None)
             self.get_buffer = self.buffer_updated = None
+            self.functions = _is_method_of(self.data_received, protocol)
+            if self.functions:
+                self.data_received = self.data_received.__func__
         # A subclass may have a data_received of its own.
         if type(protocol) is StreamReaderProtocol:
             self.feeding = FEED_NATIVE
@@ -330,9 +344,13 @@ cdef class StreamTransport(SocketTransport):
             if self.feeding == FEED_NATIVE and self._feed_native(data):
                 return 0
             callback = self.data_received
+            protocol = self.protocol
             ctx = enter(self.ctx)
             try:
-                callback(data)
+                if self.functions:
+                    callback(protocol, data)
+                else:
+                    callback(data)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as exc:
@@ -397,12 +415,14 @@ cdef class StreamTransport(SocketTransport):
         cdef Py_buffer view
         cdef ssize_t n
         # The protocol that gave the buffer is told of what is in it.
+        cdef bint functions = self.functions
+        protocol = self.protocol
         get_buffer = self.get_buffer
         buffer_updated = self.buffer_updated
         ctx = enter(self.ctx)
         try:
             try:
-                buf = get_buffer(-1)
+                buf = get_buffer(protocol, -1) if functions else get_buffer(-1)
                 PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
                 if view.len == 0:
                     PyBuffer_Release(&view)
@@ -413,7 +433,7 @@ cdef class StreamTransport(SocketTransport):
                 self._fatal_error(
                     exc, "Fatal error: protocol.get_buffer() call failed.")
                 return 0
-            if (self.get_buffer is not get_buffer or self.lost or self.closing
+            if (self.protocol is not protocol or self.lost or self.closing
                     or self.reading_paused):
                 # Another protocol has taken over, or wants no more: nothing is lost yet.
                 PyBuffer_Release(&view)
@@ -422,7 +442,10 @@ cdef class StreamTransport(SocketTransport):
             PyBuffer_Release(&view)
             if n > 0:
                 try:
-                    buffer_updated(n)
+                    if functions:
+                        buffer_updated(protocol, n)
+                    else:
+                        buffer_updated(n)
                 except (SystemExit, KeyboardInterrupt):
                     raise
                 except BaseException as exc:

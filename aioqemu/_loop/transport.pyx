@@ -7,7 +7,6 @@ context that the transport was made in.
 
 import socket as _socket
 from contextvars import copy_context as _copy_context
-from weakref import ref as _weakref
 
 from cpython.object cimport Py_TPFLAGS_HEAPTYPE
 from cpython.type cimport PyType_HasFeature
@@ -114,7 +113,7 @@ cdef class SocketTransport(TransportBase):
                     info["peername"] = None
         self._set_protocol(protocol)
         loop.soon(self._start, <PyObject *>waiter, NULL, self.ctx.copy())
-        loop.transports[fd] = _weakref(self)
+        loop.own_fd(fd, self)
         # Ours only now: until here an error leaves it to the caller to close it.
         self.sock = sock
         self.kind = kind
@@ -326,9 +325,7 @@ cdef class SocketTransport(TransportBase):
         if self.kept.first or self.kept.end:
             self.loop.context.mon.drop_held(&self.kept)
         if self.fd >= 0:
-            known = self.loop.transports.get(self.fd)
-            if known is not None and known() in (self, None):
-                del self.loop.transports[self.fd]
+            self.loop.disown_fd(self.fd, self)
             self.fd = -1
         return 0
 
