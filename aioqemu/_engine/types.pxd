@@ -8,6 +8,7 @@ links takes it, whoever unlinks drops it.
 from libc.stdint cimport int64_t
 from libc.stdint cimport uint16_t
 from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t
 
 # A callback of the engine.  Home thread, GIL held.  -1 with an exception set only for
 # what must leave the pass (KeyboardInterrupt, SystemExit); ordinary exceptions of user
@@ -31,34 +32,35 @@ cdef enum AioEvents:
     AIO_EDGE = 0x80000000u   # beside POLL*: tell what happens, not what is (FdMon.edges)
 
 cdef struct AioHandler:
+    # One for each idle connection: flags are bytes, counters as wide as they need to be.
     int fd
     uint32_t generation      # tells a node from an earlier one of the same fd number
-    int owner                # AioOwner
-    bint deleted             # removed; memory stays until walking and pending are 0
-    bint masked              # io_flush said "nothing outstanding": not watched by poll()
-    bint queued              # linked into a ready queue
+    uint8_t owner            # AioOwner
+    uint8_t deleted          # removed; memory stays until walking and pending are 0
+    uint8_t masked           # io_flush said "nothing outstanding": not watched by poll()
+    uint8_t queued           # linked into a ready queue
+    # A TCP connection on io_uring may be received from by one lasting request.
+    uint8_t streams          # it may: set by its transport
+    uint8_t ringing          # ... and that is wanted now
+    uint8_t receiving        # the kernel has the request
+    uint8_t recalled         # ... and was told to give it up
+    uint8_t hangup           # ... and a poll request that tells of hang-ups
+    uint8_t full             # full buffers in a row
+    uint16_t small           # small messages in a row
+    uint16_t patience        # ... and how many of them are asked for
+    uint16_t instant         # io_uring: requests in a row that completed when they were made
+    uint16_t instant_least   # ... so many, and the node is put into the BusySet
+    uint16_t busy            # ... its place there, plus one; 0: not in it
     int walking              # dispatches of this node that are on the stack
     int pending              # requests of this node that the kernel still holds
     uint32_t events          # POLL* wanted, AIO_EDGE
     uint32_t revents         # POLL* reported, not yet dispatched
     uint32_t armed           # POLL* that the kernel watches; backend's own
-    uint32_t sqe_pos         # io_uring: place of the last request in the ring
-    int busy                 # ... place in the BusySet, plus one; 0: not in it
-    uint16_t instant         # ... requests in a row that completed in the call that made them
-    uint16_t instant_least   # ... so many, and the node is put into the BusySet
-    # A TCP connection on io_uring may be received from by one lasting request.
-    bint streams             # it may: set by its transport
-    bint ringing             # ... and that is wanted now
-    bint receiving           # the kernel has the request
-    bint recalled            # ... and was told to give it up
-    bint hangup              # ... and a poll request that tells of hang-ups
-    uint32_t receive_pos     # their places in the ring
+    uint32_t sqe_pos         # io_uring: place of the last poll request in the ring
+    uint32_t receive_pos     # ... of the lasting request, and of the one for hang-ups
     uint32_t hangup_pos
-    int small                # small messages in a row
-    int full                 # full buffers in a row
-    int patience             # ... and how many of them are asked for
+    int index                # poll: place in the array
     Held held
-    Py_ssize_t index         # poll: place in the array
     AioHandler *prev         # in a ready queue, or among the zombies
     AioHandler *next
     AioCallback io_read

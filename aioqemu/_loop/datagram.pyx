@@ -19,6 +19,7 @@ from cpython.ref cimport Py_INCREF
 from libc.string cimport memcmp
 from libc.string cimport memcpy
 
+from aioqemu._engine.types cimport AioCallback
 from aioqemu._loop.address cimport address_name
 from aioqemu._loop.core cimport LoopCore
 from aioqemu._loop.datagram_batch cimport INET_BATCH
@@ -81,8 +82,6 @@ def make_datagram_transport(LoopCore loop not None, sock, protocol, address=None
     cdef DatagramTransport t = DatagramTransport.__new__(DatagramTransport)
     cdef dict info = dict(extra) if extra else {}
     loop._ensure_fd_no_transport(sock)
-    t.io_read = _on_readable
-    t.io_write = _on_writable
     t.family = sock.family
     t.address = address
     t._adopt(loop, sock, sock.fileno(), None, protocol, waiter, info)
@@ -101,6 +100,10 @@ cdef class DatagramTransport(DatagramOutput, _DatagramTransport):
 
     def __cinit__(self):
         self.arrived = []
+
+    cdef void _callbacks(self, AioCallback *io_read, AioCallback *io_write) noexcept:
+        io_read[0] = _on_readable
+        io_write[0] = _on_writable
 
     cdef int _set_protocol(self, object protocol) except -1:
         self.protocol = protocol

@@ -4,6 +4,7 @@ Home thread, GIL held.  Nothing here knows which transport it serves.
 """
 
 from cpython.object cimport PyObject
+from libc.stdint cimport uint32_t
 
 from aioqemu._loop.core cimport LoopCore
 from aioqemu._sys.libc cimport iovec
@@ -18,9 +19,9 @@ cdef struct OutQueue:
     # Bytes not yet sent, in order: a ring of `bytes` objects, a reference each.  They
     # can be in no cycle, so the collector need not know.
     PyObject **ring
-    Py_ssize_t capacity      # 0, or a power of two
-    Py_ssize_t first
-    Py_ssize_t count
+    uint32_t capacity        # 0, or a power of two
+    uint32_t first
+    uint32_t count
     Py_ssize_t head_sent     # bytes of the first that are sent already
     Py_ssize_t size          # bytes not yet sent
 

@@ -20,8 +20,8 @@ from aioqemu._sys.libc cimport iovec
 
 
 cdef int queue_grow(OutQueue *q) except -1:
-    cdef Py_ssize_t capacity = q.capacity * 2 if q.capacity else 8
-    cdef Py_ssize_t i
+    cdef uint32_t capacity = q.capacity * 2 if q.capacity else 8
+    cdef uint32_t i
     cdef PyObject **ring = <PyObject **>PyMem_RawMalloc(capacity * sizeof(PyObject *))
     if ring == NULL:
         raise MemoryError()
@@ -45,8 +45,8 @@ cdef int queue_push(OutQueue *q, object data) except -1:
 
 
 cdef int queue_iov(OutQueue *q, iovec *iov, size_t *asked) noexcept:
-    cdef int n = <int>min(q.count, <Py_ssize_t>MAX_IOV)
-    cdef int i
+    cdef uint32_t n = min(q.count, <uint32_t>MAX_IOV)
+    cdef uint32_t i
     cdef object data
     asked[0] = 0
     for i in range(n):
@@ -84,7 +84,8 @@ cdef int queue_clear(OutQueue *q) noexcept:
         Py_DECREF(<object>q.ring[(q.first + q.count) & (q.capacity - 1)])
     PyMem_RawFree(q.ring)
     q.ring = NULL
-    q.capacity = q.first = q.head_sent = q.size = 0
+    q.capacity = q.first = 0
+    q.head_sent = q.size = 0
     return 0
 
 

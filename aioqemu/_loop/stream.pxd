@@ -1,10 +1,11 @@
 """StreamTransport: a connected stream socket as an asyncio transport."""
 
+from libc.stdint cimport uint8_t
+
 from aioqemu._loop.callbacks cimport FlushNode
 from aioqemu._loop.core cimport LoopCore
 from aioqemu._loop.flow cimport OutQueue
 from aioqemu._loop.transport cimport SocketTransport
-from aioqemu._loop.wire cimport WireProtocol
 from aioqemu._sys.inet cimport aq_address
 
 # Make one for a connection that was accepted, given as an fd, non-blocking, and its kind;
@@ -18,25 +19,24 @@ cdef enum Feeding:
     FEED_CALLS                     # protocol.data_received, or get_buffer
     FEED_NATIVE                    # exactly our StreamReaderProtocol: its reader
     FEED_STOCK                     # exactly asyncio's: its reader
+    FEED_WIRE                      # a WireProtocol
 
 cdef class StreamTransport(SocketTransport):
-    cdef WireProtocol wire         # the protocol, if it is one; else None
-    cdef object data_received      # None for a buffered protocol
-    cdef object get_buffer
-    cdef object buffer_updated
-    # They are functions, to be called with the protocol: a bound method is 64 bytes more.
-    cdef bint functions
+    cdef object received           # data_received, or of a buffered protocol buffer_updated
+    cdef object get_buffer         # of that; else None
     cdef object server
     cdef object empty_waiter       # sendfile waits for the buffer to empty
     # output
     cdef OutQueue queue
     cdef FlushNode flush_node
     # state
-    cdef Feeding feeding           # decided when the protocol is set
-    cdef bint bulk                 # the last receive brought BULK_SIZE or more
-    cdef bint blocked              # the socket is full: POLLOUT is wanted
-    cdef bint eof_received         # and the protocol keeps the writing half
-    cdef bint eof_sent             # write_eof() was called
+    # They are functions, to be called with the protocol: a bound method is 64 bytes more.
+    cdef uint8_t functions
+    cdef uint8_t feeding           # Feeding; decided when the protocol is set
+    cdef uint8_t bulk              # the last receive brought BULK_SIZE or more
+    cdef uint8_t blocked           # the socket is full: POLLOUT is wanted
+    cdef uint8_t eof_received      # and the protocol keeps the writing half
+    cdef uint8_t eof_sent          # write_eof() was called
 
     cdef int _leave(self) except -1
     cdef int _read(self) except -1

@@ -29,6 +29,7 @@ from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
+from aioqemu._engine.types cimport AioCallback
 from aioqemu._loop.address cimport address_name
 from aioqemu._loop.callbacks cimport SCRATCH_SIZE
 from aioqemu._loop.clients cimport ServerClients
@@ -126,8 +127,6 @@ cdef StreamTransport accepted_stream(LoopCore loop, int fd, tuple kind, object p
 cdef StreamTransport _begin(StreamTransport t, LoopCore loop, object sock, int fd,
                             tuple kind, object protocol, object waiter, dict info,
                             object server, bint tcp):
-    t.io_read = _on_readable
-    t.io_write = _on_writable
     t.streams = tcp
     if server is not None:
         if isinstance(server, ServerClients):
@@ -213,30 +212,35 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int _set_protocol(self, object protocol) except -1:
         self.protocol = protocol
-        self.wire = protocol if isinstance(protocol, WireProtocol) else None
         if isinstance(protocol, _BufferedProtocol):
-            self.data_received = None
-            self.get_buffer = protocol.get_buffer
-            self.buffer_updated = protocol.buffer_updated
-            self.functions = (_is_method_of(self.get_buffer, protocol)
-                              and _is_method_of(self.buffer_updated, protocol))
-            if self.functions:
-                self.get_buffer = self.get_buffer.__func__
-                self.buffer_updated = self.buffer_updated.__func__
+            get_buffer = protocol.get_buffer
+            received = protocol.buffer_updated
+            self.functions = (_is_method_of(get_buffer, protocol)
+                              and _is_method_of(received, protocol))
         else:
-            self.data_received = getattr(protocol, "data_received", None)
-            self.get_buffer = self.buffer_updated = None
-            self.functions = _is_method_of(self.data_received, protocol)
-            if self.functions:
-                self.data_received = self.data_received.__func__
+            get_buffer = None
+            received = getattr(protocol, "data_received", None)
+            self.functions = _is_method_of(received, protocol)
+        if self.functions:
+            received = received.__func__
+            if get_buffer is not None:
+                get_buffer = get_buffer.__func__
+        self.received = received
+        self.get_buffer = get_buffer
         # A subclass may have a data_received of its own.
-        if type(protocol) is StreamReaderProtocol:
+        if isinstance(protocol, WireProtocol):
+            self.feeding = FEED_WIRE
+        elif type(protocol) is StreamReaderProtocol:
             self.feeding = FEED_NATIVE
         else:
             self.feeding = FEED_STOCK if is_stock(protocol) else FEED_CALLS
         return 0
 
     # -- life -----------------------------------------------------------------------------
+
+    cdef void _callbacks(self, AioCallback *io_read, AioCallback *io_write) noexcept:
+        io_read[0] = _on_readable
+        io_write[0] = _on_writable
 
     cdef uint32_t _wanted(self) noexcept:
         cdef uint32_t events = 0
@@ -268,8 +272,7 @@ cdef class StreamTransport(SocketTransport):
         return 0
 
     cdef int _ended(self) except -1:
-        self.data_received = self.get_buffer = self.buffer_updated = None
-        self.wire = None
+        self.received = self.get_buffer = None
         self.feeding = FEED_CALLS
         self._leave()
         waiter = self.empty_waiter
@@ -306,7 +309,7 @@ cdef class StreamTransport(SocketTransport):
             return 0
         if self._stolen():
             return self._robbed()
-        if self.wire is not None:
+        if self.feeding == FEED_WIRE:
             return self._read_wire()
         if self.get_buffer is None:
             return self._read_data()
@@ -343,7 +346,7 @@ cdef class StreamTransport(SocketTransport):
         if n > 0:
             if self.feeding == FEED_NATIVE and self._feed_native(data):
                 return 0
-            callback = self.data_received
+            callback = self.received
             protocol = self.protocol
             ctx = enter(self.ctx)
             try:
@@ -366,7 +369,7 @@ cdef class StreamTransport(SocketTransport):
         return self._fatal_errno(<int>-n, "Fatal read error on socket transport")
 
     cdef int _read_wire(self) except -1:
-        cdef WireProtocol wire = self.wire
+        cdef WireProtocol wire = <WireProtocol>self.protocol
         cdef char *buf = self.loop.scratch()
         cdef ssize_t n
         n = self._receive(buf, SCRATCH_SIZE)
@@ -418,7 +421,7 @@ cdef class StreamTransport(SocketTransport):
         cdef bint functions = self.functions
         protocol = self.protocol
         get_buffer = self.get_buffer
-        buffer_updated = self.buffer_updated
+        buffer_updated = self.received
         ctx = enter(self.ctx)
         try:
             try:

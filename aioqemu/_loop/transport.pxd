@@ -6,6 +6,7 @@ connection_made to connection_lost and closed exactly once.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t
 
 from aioqemu._engine.types cimport AioCallback
 from aioqemu._engine.types cimport AioHandler
@@ -34,8 +35,6 @@ cdef class SocketTransport(TransportBase):
     cdef unsigned int peer_size    # ... is twelve times as large; 0: it is in the dict
     cdef int fd                    # -1 once closed
     cdef AioHandler *node          # NULL when not registered
-    cdef AioCallback io_read       # of the subclass
-    cdef AioCallback io_write
     cdef object protocol           # None after connection_lost
     cdef object ctx                # contextvars.Context of the protocol's callbacks
     cdef PyObject *next_client     # in the list of its server's connections
@@ -46,19 +45,21 @@ cdef class SocketTransport(TransportBase):
     cdef Py_ssize_t high_water
     cdef Py_ssize_t low_water
     # state
-    cdef bint watchful             # `sock` can be asked for its fd
-    cdef bint connected            # connection_made was called
-    cdef bint streams              # its data may be received by a lasting request
-    cdef Held kept                 # ... and came before the fd was let go
-    cdef bint reading_paused
-    cdef bint writing_paused       # protocol.pause_writing() was called
-    cdef bint closing
+    cdef uint8_t watchful          # `sock` can be asked for its fd
+    cdef uint8_t connected         # connection_made was called
+    cdef uint8_t streams           # its data may be received by a lasting request
+    cdef uint8_t reading_paused
+    cdef uint8_t writing_paused    # protocol.pause_writing() was called
+    cdef uint8_t closing
+    cdef Held kept                 # what a lasting request received before it was let go
     cdef Py_ssize_t lost           # > 0: connection_lost is scheduled; counts writes since
 
     # Begin: take the socket, given as an object or as an fd and its kind.  Without `info`
     # the peer's address is in `peer`.
     cdef int _adopt(self, LoopCore loop, object sock, int fd, tuple kind, object protocol,
                     object waiter, dict info) except -1
+    # What the engine calls, by subclass.
+    cdef void _callbacks(self, AioCallback *io_read, AioCallback *io_write) noexcept
     # What get_extra_info knows by now.
     cdef dict _info(self)
     # Whether the socket object was closed behind our back: its number may be another

@@ -16,6 +16,7 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
 from aioqemu._engine.types cimport AIO_OWNER_TRANSPORT
+from aioqemu._engine.types cimport AioCallback
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._loop.address cimport address_name
 from aioqemu._loop.core cimport LoopCore
@@ -294,14 +295,17 @@ cdef class SocketTransport(TransportBase):
         while nothing is wanted, sendfile may watch it.
         """
         cdef uint32_t events = 0
+        cdef AioCallback io_read = NULL
+        cdef AioCallback io_write = NULL
         if self.connected and self.fd >= 0 and not self.lost:
             events = self._wanted()
         if events == 0 and (self.lost or self.node == NULL or not (
                 self.node.receiving or self.node.held.first or self.node.held.end)):
             self._unregister()
         elif self.node == NULL:
+            self._callbacks(&io_read, &io_write)
             self.node = self.loop.context.watch(
-                self.fd, AIO_OWNER_TRANSPORT, events, self.io_read, self.io_write, self)
+                self.fd, AIO_OWNER_TRANSPORT, events, io_read, io_write, self)
             self.node.io_lost = _on_lost
             self.node.streams = self.streams
             if events & POLLIN and (self.kept.first or self.kept.end):
@@ -430,6 +434,9 @@ cdef class SocketTransport(TransportBase):
         return 0
 
     # -- the subclass's -----------------------------------------------------------------
+
+    cdef void _callbacks(self, AioCallback *io_read, AioCallback *io_write) noexcept:
+        pass
 
     cdef uint32_t _wanted(self) noexcept:
         return 0
