@@ -25,7 +25,6 @@ from aioqemu._engine.lists cimport ready_push
 from aioqemu._engine.lists cimport ready_unlink
 from aioqemu._engine.notifier cimport notifier_set
 from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
-from aioqemu._engine.types cimport AIO_OWNER_INTERNAL
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._engine.types cimport AioTimer
 from aioqemu._engine.types cimport CqeHandler
@@ -505,7 +504,7 @@ cdef int _traverse(PyObject *op, visitproc visit, void *arg) noexcept:
         return err
     for i in range(ctx.st.table_size):
         handler = ctx.st.table[i]
-        if handler != NULL and handler.owner != AIO_OWNER_INTERNAL:
+        if handler != NULL and handler.opaque != <void *>ctx:
             err = visit(<PyObject *>handler.opaque, arg)
             if err:
                 return err

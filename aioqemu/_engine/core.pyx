@@ -307,7 +307,7 @@ cdef class AioCore:
             raise _os_error(-err)
         self.st.table[fd] = node
         self.n_fds += 1
-        if owner != AIO_OWNER_INTERNAL:     # that would be a cycle
+        if opaque is not self:              # the notifier's would be a cycle
             Py_INCREF(opaque)
         if owner >= AIO_OWNER_LOOP:
             self.n_foreign += 1
@@ -339,7 +339,7 @@ cdef class AioCore:
             What it referred to, for the caller to drop when everything is in order.
         """
         cdef object held = <object>node.opaque
-        if node.owner != AIO_OWNER_INTERNAL:
+        if held is not self:
             Py_DECREF(held)
         node.deleted = True
         node.revents = 0

@@ -307,6 +307,7 @@ cdef class SocketTransport(TransportBase):
             self.node = self.loop.context.watch(
                 self.fd, AIO_OWNER_TRANSPORT, events, io_read, io_write, self)
             self.node.io_lost = _on_lost
+            self.node.keeper = &self.node       # the context may be closed first
             self.node.streams = self.streams
             if events & POLLIN and (self.kept.first or self.kept.end):
                 self.node.held = self.kept
