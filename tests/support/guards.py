@@ -1,4 +1,4 @@
-"""What a test must leave as it found it: descriptors, threads, the error log.
+"""What a test must leave as it found it: descriptors, threads, signals, the error log.
 
 Knows ``/proc`` and the standard library only, so that the guards judge the
 package from outside.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -43,6 +44,15 @@ def native_threads() -> set[int]:
     return found
 
 
+def signal_handlers() -> dict[str, object]:
+    """Return what is done about each signal, and which are blocked in this thread."""
+    found: dict[str, object] = {
+        number.name: signal.getsignal(number) for number in signal.Signals
+    }
+    found["the mask"] = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return found
+
+
 class ErrorLog(logging.Handler):
     """Collects what asyncio's logger was given at level ERROR.
 
@@ -65,6 +75,7 @@ class Snapshot:
         self.fds = open_fds()
         self.threads = set(threading.enumerate())
         self.natives = native_threads()
+        self.signals = signal_handlers()
 
     def leaks(self) -> list[str]:
         """Return one line for each thing that differs now.
@@ -99,5 +110,10 @@ class Snapshot:
         lines += [
             f"native thread {tid} still runs"
             for tid in sorted(native_threads() - self.natives)
+        ]
+        lines += [
+            f"{name} is {handler}, was {self.signals.get(name)}"
+            for name, handler in signal_handlers().items()
+            if self.signals.get(name) != handler
         ]
         return lines
