@@ -61,8 +61,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Whoever runs the suite in the background of a shell has it ignore Ctrl-C, and so do
-    # its children; tests send it.
+    # In the background of a shell the suite would ignore Ctrl-C, and so would its
+    # children; tests send it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
