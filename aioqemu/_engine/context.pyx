@@ -58,7 +58,8 @@ cdef class AioContext(AioHandlers):
         poll_grow: factor by which polling grows, 0 for 2.
         poll_shrink: divisor by which it shrinks, 0 for back to nothing.
         hold_gil_ns: longest look for events with the GIL kept, before a wait and while
-            another thread computes, in ns; 0 switches it off.
+            another thread computes, in ns; so long, too, waits that find something at
+            once may keep it. 0 switches both off.
 
     Raises:
         BackendUnavailable: the backend asked for by name cannot run here.
