@@ -16,7 +16,7 @@ from libc.stdint cimport uint8_t
 ctypedef int (*AioCallback)(void *opaque) except -1
 
 cdef enum AioOwner:
-    AIO_OWNER_INTERNAL = 0   # the context's own notifier
+    AIO_OWNER_INTERNAL = 0   # the context's own: its notifier, the eventfds of engines
     AIO_OWNER_CONTEXT = 1    # set_fd_handler: context work, served by poll() too
     AIO_OWNER_LOOP = 2       # add_reader/add_writer: served by the loop's pass only
     AIO_OWNER_TRANSPORT = 3  # a transport: likewise, and add_reader refuses the fd
@@ -66,7 +66,7 @@ cdef struct AioHandler:
     AioCallback io_read
     AioCallback io_write
     AioCallback io_lost      # the fd was closed behind our back (may be NULL)
-    void *opaque             # owner; one reference while not deleted
+    void *opaque             # owner; one reference while not deleted, but for the context
     AioHandler **keeper      # owner's pointer to the node: NULL when that goes; or NULL
 
 cdef struct AioQueue:
