@@ -4,8 +4,8 @@ The ring belongs to the home thread: it is made by start() there, and made anew 
 home thread changes.  A node's poll request is armed again only after its dispatch, which
 gives level-triggered behaviour, and rides along with the next wait: one system call a
 pass.  Two kinds of nodes have none: those that are ready each time, which a look finds
-(BusySet), and the notifier, whose request stays (AIO_EDGE).  Requests are told apart by the lowest bit of user_data: 0 a node, 1 a CqeHandler;
-user_data 0 is nobody's.
+(BusySet), and the notifier, whose request stays (AIO_EDGE).  Requests are told apart by
+the lowest bit of user_data: 0 a node, 1 a CqeHandler; user_data 0 is nobody's.
 
 A node that is removed while the kernel holds its request stays a zombie until the
 completion has come.  A request that was prepared but not yet submitted is turned into a
