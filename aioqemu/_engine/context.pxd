@@ -27,4 +27,5 @@ cdef class AioContext(AioHandlers):
     cdef int _wait_context(self, int64_t timeout_ns) except -1
     cdef bint _poll_seed(self, bint blocking) except -1
     cdef bint _poll_modern(self, bint blocking) except -1
+    cdef int _watch_current(self) noexcept
     cdef bint _poll(self, bint blocking) except -1

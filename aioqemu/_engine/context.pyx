@@ -23,6 +23,7 @@ from aioqemu._engine.handlers cimport BhNode
 from aioqemu._engine.lists cimport done_pop
 from aioqemu._engine.lists cimport ready_push
 from aioqemu._engine.lists cimport ready_unlink
+from aioqemu._engine.notifier cimport notifier_clear
 from aioqemu._engine.notifier cimport notifier_set
 from aioqemu._engine.types cimport AIO_OWNER_CONTEXT
 from aioqemu._engine.types cimport AioHandler
@@ -138,9 +139,10 @@ cdef class AioContext(AioHandlers):
     cdef int _close(self) except -1:
         if self.closed:
             return 0
-        if self.mon.waiting and self.home != PyThread_get_thread_ident():
+        cdef bint child = self.fork_generation != fork_generation
+        if self.mon.waiting and not child and self.home != PyThread_get_thread_ident():
             raise RuntimeError("another thread polls the AioContext")
-        if self.running and self.fork_generation == fork_generation:
+        if self.running and not child:
             raise RuntimeError("the AioContext's loop is running")
         self.closed = True
         self.refs = 0
@@ -250,7 +252,9 @@ cdef class AioContext(AioHandlers):
         cdef int i
         if self.mon.one_shot or (self.n_foreign == 0 and self.n_masked == 0):
             return self.wait(timeout_ns)
-        self._start_monitor()
+        self.check_usable()
+        if self._start_monitor():
+            timeout_ns = 0
         if self.service is not None:
             self.service.submit()
             if self.st.done_head != NULL:
@@ -269,8 +273,6 @@ cdef class AioContext(AioHandlers):
                 aq_store(&self.notify_me, 1)    # pairs with wake()
                 if aq_load(&self.notified):
                     timeout_ns = 0
-            if timeout_ns != 0:
-                PyErr_CheckSignals()
             ts.tv_sec = timeout_ns // 1000000000
             ts.tv_nsec = timeout_ns % 1000000000
             self.counts.waits += 1
@@ -287,6 +289,9 @@ cdef class AioContext(AioHandlers):
             if err >= 0:
                 for i in range(n):
                     node = self.lookup(fds[i].fd)
+                    if node == self.notifier_node and fds[i].revents:
+                        # Who is told of each write has not read it, and need not.
+                        notifier_clear(self.notifier[0])
                     if fds[i].revents and node != NULL and (
                             node.owner <= AIO_OWNER_CONTEXT):
                         ready_push(&self.st, node, <unsigned short>fds[i].revents)
@@ -317,7 +322,12 @@ cdef class AioContext(AioHandlers):
                 return progress
             if aq_exchange(&self.notified, 0):
                 progress = True          # draining the notifier counts
-            timeout = 0 if progress or not blocking else self._own_timeout()
+            timeout = 0
+            if blocking and not progress:
+                PyErr_CheckSignals()
+                if self.closed:
+                    return False
+                timeout = self._own_timeout()
             self._wait_context(timeout)
             if aq_exchange(&self.notified, 0):
                 progress = True
@@ -334,6 +344,10 @@ cdef class AioContext(AioHandlers):
             self.counts.passes += 1
             if self.n_masked:
                 self._unmask()
+            if blocking:
+                PyErr_CheckSignals()
+                if self.closed:
+                    return False
             self._wait_context(self._own_timeout() if blocking else 0)
             told = aq_exchange(&self.notified, 0) != 0
             self.now_ns = aq_now_ns()
@@ -344,10 +358,20 @@ cdef class AioContext(AioHandlers):
             if progress or told or not blocking or self.closed:
                 return progress
 
+    cdef int _watch_current(self) noexcept:
+        # A one-shot monitor watches a node again after its callback, but this is a poll()
+        # within it.
+        cdef AioHandler *node = self.current
+        if node != NULL and node.armed == 0 and not node.deleted and not node.queued and (
+                self.fork_generation == fork_generation):
+            self.mon.update(node)
+        return 0
+
     cdef bint _poll(self, bint blocking) except -1:
         self._check_home()
         if self.poll_guard is not None:
             self.poll_guard()
+        self._watch_current()
         if self.modern:
             return self._poll_modern(blocking)
         return self._poll_seed(blocking)
@@ -429,6 +453,7 @@ cdef class AioContext(AioHandlers):
         self._check_home()
         if self.poll_guard is not None:
             self.poll_guard()
+        self._watch_current()
         self.counts.passes += 1
         if self.n_masked:
             self._unmask()

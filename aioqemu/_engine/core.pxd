@@ -68,6 +68,7 @@ cdef class AioCore:
     cdef Py_ssize_t n_foreign      # nodes that poll() must leave to the loop
     cdef Py_ssize_t n_masked
     cdef Py_ssize_t in_flight      # requests that make the context busy
+    cdef AioHandler *current       # whose callback runs, the innermost
     cdef unsigned long home        # thread ident, 0 before the first poll
     cdef unsigned long mon_thread  # the thread that the monitor was started in
     cdef int fork_generation

@@ -144,7 +144,7 @@ cdef class AioCore:
         memset(&self.st, 0, sizeof(self.st))
         memset(&self.counts, 0, sizeof(self.counts))
         self.notifier[0] = self.notifier[1] = -1
-        self.notifier_node = NULL
+        self.notifier_node = self.current = NULL
         self.closed = True
         self.fork_generation = fork_generation
 
@@ -164,8 +164,13 @@ cdef class AioCore:
         self.closed = False
         if self.mon.edges and self.notifier[0] == self.notifier[1]:
             events |= AIO_EDGE      # an eventfd, not a pipe, which would fill up
-        self.notifier_node = self.watch(
-            self.notifier[0], AIO_OWNER_INTERNAL, events, _notifier_read, NULL, self)
+        try:
+            self.notifier_node = self.watch(
+                self.notifier[0], AIO_OWNER_INTERNAL, events, _notifier_read, NULL, self)
+        except BaseException:
+            self.closed = True
+            self.close_core()
+            raise
         self.wake()     # as a registration does
         return 0
 
@@ -407,6 +412,7 @@ cdef class AioCore:
         cdef uint32_t writable
         cdef int64_t began = 0
         cdef object owner = None
+        cdef AioHandler *outer = self.current
         node.revents = 0
         if revents & POLLNVAL:
             self._lose_and_report(node)
@@ -420,6 +426,7 @@ cdef class AioCore:
         if self.slow_hook is not None and node.owner == AIO_OWNER_TRANSPORT:
             owner = <object>node.opaque
             began = aq_now_ns()
+        self.current = node
         node.walking += 1
         try:
             if node.events & POLLIN and revents & (POLLIN | POLLPRI | POLLHUP | POLLRDHUP
@@ -433,6 +440,7 @@ cdef class AioCore:
             if not node.deleted and node.events & POLLOUT and revents & writable:
                 node.io_write(node.opaque)
         finally:
+            self.current = outer
             node.walking -= 1
             if node.deleted:
                 node_reap(&self.st, node)

@@ -9,6 +9,7 @@ from aioqemu._sys.libc cimport EPOLLIN
 from aioqemu._sys.libc cimport MSG_DONTWAIT
 from aioqemu._sys.libc cimport close
 from aioqemu._sys.libc cimport epoll_create1
+from aioqemu._sys.libc cimport EPOLL_CTL_DEL
 from aioqemu._sys.libc cimport epoll_ctl
 from aioqemu._sys.libc cimport epoll_event
 from aioqemu._sys.libc cimport errno
@@ -102,6 +103,8 @@ cdef class FdMon:
                 close(self.mirror)
             self.mirror = old           # noisy, but nothing is missed
             return err
+        if self.shell >= 0:     # closing it does not take it out where a child has a copy
+            epoll_ctl(self.shell, EPOLL_CTL_DEL, old, NULL)
         close(old)
         return 0
 

@@ -142,7 +142,9 @@ cdef class FdMonEpoll(FdMon):
         cdef AioHandler *node
         if fresh < 0:
             return   # no fd to be had just now; the next report tries again
-        close(self.epfd)        # which takes it out of the shell, too
+        if self.shell >= 0:     # closing it does not take it out where a child has a copy
+            epoll_ctl(self.shell, EPOLL_CTL_DEL, self.epfd, NULL)
+        close(self.epfd)
         self.epfd = fresh
         if self.shell >= 0:
             self.shell_around(fresh)

@@ -109,6 +109,7 @@ from aioqemu._sys.uring cimport aq_register
 from aioqemu._sys.uring cimport aq_ring
 from aioqemu._sys.uring cimport aq_ring_exit
 from aioqemu._sys.uring cimport aq_ring_setup
+from aioqemu._sys.uring cimport aq_sq_head
 from aioqemu._sys.uring cimport aq_sq_pending
 from aioqemu._sys.uring cimport aq_sqe
 
@@ -172,7 +173,7 @@ def unavailable():
             if not aq_has_op(&ring, op):
                 return OSError(ENOTSUP, f"io_uring lacks operation {op}")
         # A filter may allow the set-up and refuse the rest.
-        err = aq_enter(&ring, 0, 0)
+        err = aq_enter(&ring, ring.sq_local, 0, 0)
         if err < 0:
             return OSError(-err, "io_uring_enter was refused")
     finally:
@@ -199,6 +200,7 @@ cdef class FdMonUring(FdMon):
     cdef bint announced        # ring_eventfd is registered with the ring
     cdef int forks             # when it was made; another number: a child's copy
     cdef BusySet busy          # nodes that a look is enough for
+    cdef uint32_t tail         # what was prepared before the wait ends here
     cdef uint32_t submit_from  # place of the first request that the last wait submitted
     cdef uint32_t submit_n     # ... and how many it did
     cdef ReceivePool pool      # None until it is needed
@@ -278,7 +280,7 @@ cdef class FdMonUring(FdMon):
             return NULL
         sqe = aq_get_sqe(&self.ring)
         if sqe == NULL and not self.waiting:
-            aq_enter(&self.ring, 0, 0)   # full: pass on what there is
+            aq_enter(&self.ring, self.ring.sq_local, 0, 0)   # full: pass on what there is
             sqe = aq_get_sqe(&self.ring)
         return sqe
 
@@ -403,7 +405,7 @@ cdef class FdMonUring(FdMon):
         return 0
 
     cdef int prepare(self) noexcept:
-        cdef int fd
+        cdef int fd, found
         cdef AioHandler *node
         if self.ring_eventfd >= 0:
             notifier_clear(self.ring_eventfd)    # before looking, so that nothing is missed
@@ -415,7 +417,10 @@ cdef class FdMonUring(FdMon):
                 node = self.st.table[fd]
                 if node != NULL:
                     self._arm(node)
-        return self._look_at_busy() if self.busy.length else 0
+        found = self._look_at_busy() if self.busy.length else 0
+        # What another thread prepares from now on is not complete without the GIL.
+        self.tail = self.ring.sq_local
+        return found
 
     cdef int _look_at_busy(self) noexcept:
         cdef int missed, i
@@ -427,18 +432,20 @@ cdef class FdMonUring(FdMon):
     cdef int wait(self, int64_t timeout_ns) noexcept nogil:
         cdef int ret
         cdef uint32_t pending
+        if self.ring.fd < 0:
+            return -EBADF
         if aq_cq_ready(&self.ring):
             timeout_ns = 0      # but what is prepared goes out: it may be ready as well
-        pending = aq_sq_pending(&self.ring)
+        pending = self.tail - aq_sq_head(&self.ring)
         self.submits += pending
-        self.submit_from = self.ring.sq_local - pending
+        self.submit_from = self.tail - pending
         self.submit_n = pending
         if timeout_ns == 0:
             if pending == 0 and not aq_needs_enter(&self.ring):
                 return 0
-            ret = aq_enter(&self.ring, 0, 0)
+            ret = aq_enter(&self.ring, self.tail, 0, 0)
         else:
-            ret = aq_enter(&self.ring, 1, timeout_ns)
+            ret = aq_enter(&self.ring, self.tail, 1, timeout_ns)
         if ret >= 0 or ret == -ETIME or ret == -EBUSY or ret == -EAGAIN:
             # EBUSY: completions are waiting that did not fit; collecting makes room.
             return 0
@@ -733,7 +740,7 @@ cdef class FdMonUring(FdMon):
         pending = aq_sq_pending(&self.ring)
         if pending:
             self.submits += pending
-            ret = aq_enter(&self.ring, 0, 0)
+            ret = aq_enter(&self.ring, self.ring.sq_local, 0, 0)
         if self.ring_eventfd >= 0:
             # Quiet, unless completions are left over.
             notifier_clear(self.ring_eventfd)
@@ -787,12 +794,14 @@ cdef class FdMonUring(FdMon):
         cdef int strange = 0
         cdef int64_t end = aq_now_ns() + limit_ms * 1000000
         self.collect()
+        self.tail = self.ring.sq_local
         while self.requests and aq_now_ns() < end:
             with nogil:
                 err = self.wait(10000000)
                 if err < 0 and err != -EINTR and err != -EEXIST:
                     aq_nap()
             self.collect()
+            self.tail = self.ring.sq_local
             if err == -EEXIST:
                 # With deferred task work nothing completes unless the ring's own thread
                 # enters it: do not wait long for what will not come.

@@ -60,21 +60,26 @@ cdef class AioWaiting(AioCore):
                 timeout = left
         return timeout
 
-    cdef int _start_monitor(self) except -1:
-        if self.mon_thread != self.home:
-            self.mon.start()
-            self.mon_thread = self.home
-        return 0
+    cdef bint _start_monitor(self) except -1:
+        if self.mon_thread == self.home:
+            return False
+        self.mon_thread = 0     # should it fail
+        self.mon.start()
+        self.mon_thread = self.home
+        return True
 
     cdef int wait(self, int64_t timeout_ns) except -1:
         cdef int err, found
+        cdef int64_t spun_ns = self.spun_ns
+        self.spun_ns = 0
         self.check_usable()     # a callback of the loop may have closed it, or forked
         if self.mon_thread == 0 and timeout_ns == 0 and self.service is None and (
                 self.n_fds == 1):
             # The notifier alone, and what it has to say is in `notified` as well.  A loop
             # that only runs callbacks never makes what may be dear, such as a ring.
             return 0
-        self._start_monitor()
+        if self._start_monitor():
+            timeout_ns = 0      # it may have let the GIL go
         if self.service is not None:
             self.service.submit()
             if self.st.done_head != NULL:
@@ -83,17 +88,17 @@ cdef class AioWaiting(AioCore):
         if found >= 0:
             self.counts.waits += 1
             if timeout_ns != 0 and not aq_load(&self.notified):
-                PyErr_CheckSignals()        # what came while no bytecode ran
                 err = self._look_first(found)
                 if err == 0:
-                    err = self._sleep(timeout_ns, found)
+                    err = self._sleep(timeout_ns, found, spun_ns)
             else:
                 err = self.mon.wait(0)
         self.mon.collect()
         if err < 0:
             if err == -EEXIST:
                 # A thread of the same ident, but another one: the ring is not its.
-                self.mon.start()
+                self.mon_thread = 0
+                self._start_monitor()
             elif err != -EINTR:
                 raise OSError(-err, f"the {self.mon.name} backend has failed")
             PyErr_CheckSignals()
@@ -130,8 +135,12 @@ cdef class AioWaiting(AioCore):
         self.looks_off = self.looks_wrong
         return 0
 
-    cdef int _sleep(self, int64_t timeout_ns, int found) except? -1:
-        """Wait without the GIL; if something was found already, only look."""
+    cdef int _sleep(self, int64_t timeout_ns, int found, int64_t spun_ns) noexcept:
+        """Wait without the GIL; if something was found already, only look.
+
+        Having looked in vain for a while it returns, as if nothing were to be waited for:
+        signals make no look fail. Who calls it lets their handlers run, and asks again.
+        """
         cdef int err = 0
         cdef int64_t began = 0
         cdef int64_t woke = 0
@@ -141,20 +150,25 @@ cdef class AioWaiting(AioCore):
         aq_store(&self.notify_me, 1)
         if found or aq_load(&self.notified):
             timeout_ns = 0
-        elif self.contended:
+        elif self.contended and spun_ns == 0:
+            began = aq_now_ns()
             err = self._look_with_gil(timeout_ns)
-        if err == 0:
+            if err == 0:
+                self.spun_ns = began
+        if err == 0 and self.spun_ns == 0:
             measured = self.hold_gil_ns != 0 and (
                 self.contended != 0 or self.counts.gil_releases % CONTENDED_SAMPLE == 0)
             if adaptive:
-                began = aq_now_ns()
+                began = spun_ns if spun_ns else aq_now_ns()
             self.counts.gil_releases += 1
             self.released_ns = -1
             self.mon.waiting = True
             with nogil:
-                if adaptive and timeout_ns != 0:
+                if self.poll_ns and timeout_ns != 0 and spun_ns == 0:
                     err = self._spin(timeout_ns, self.poll_ns)
-                if err == 0:
+                    if err == 0:
+                        self.spun_ns = began
+                else:
                     err = self.mon.wait(timeout_ns)
                 if measured:
                     woke = aq_now_ns()
@@ -166,7 +180,7 @@ cdef class AioWaiting(AioCore):
                 elif self.contended:
                     # The thread was not quick enough this time, or has ended.
                     self.contended -= 1
-            if adaptive:
+            if adaptive and self.spun_ns == 0:
                 self._adjust_polling(aq_now_ns() - began)
         aq_store(&self.notify_me, 0)
         return err

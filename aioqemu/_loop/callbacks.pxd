@@ -44,6 +44,7 @@ cdef class LoopCallbacks:
     cdef int append(self, PyObject *handle) except -1
     # The same from any thread that has the GIL; wakes the loop if it sleeps.
     cdef int append_foreign(self, PyObject *handle) except -1
+    cdef int _step_aside(self) except -1
     # Have room for `n` more.
     cdef int _grow_ready(self, Py_ssize_t n) except -1
     # call_soon for our own code: no checks, no debug traceback.

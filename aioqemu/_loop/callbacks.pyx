@@ -20,6 +20,8 @@ from libc.math cimport ceil
 from libc.math cimport isnan
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
+from posix.time cimport nanosleep
+from posix.time cimport timespec
 
 from aioqemu._engine.core cimport fork_generation
 from aioqemu._engine.timers cimport TimerEntry
@@ -75,6 +77,8 @@ cdef enum:
     AHEAD = 12           # which of a long queue's timers is fetched,
     NEAR = 6             # ... of which one its neighbours and its context,
     NEXT = 3             # ... of which one the context's; all below LONG_QUEUE
+    FLOOD_MASK = 2047    # so many more posted by other threads let the loop have the GIL
+    FLOOD_PAUSE_NS = 20000    # longer than it takes to wake a thread that waits for it
     CO_VARKEYWORDS = 8   # of code objects
 
 cdef object _unset = object()
@@ -410,6 +414,22 @@ cdef class LoopCallbacks:
         self.append(handle)
         if aq_load(&self.context.notify_me) or self.context.always_write:
             self.context.wake()
+        elif not self._n_ready & FLOOD_MASK:
+            self._step_aside()
+        return 0
+
+    cdef int _step_aside(self) except -1:
+        # So many wait because the interpreter lets a thread run for milliseconds before
+        # another gets the GIL. While they are few their memory is in the cache, and the
+        # collector has not gone through them; a thread that posts on and on is the faster
+        # for it. It only lets the GIL go, which may happen to it at any time.
+        cdef timespec moment
+        if (self._n_ready and self.in_pass
+                and self.thread != PyThread_get_thread_ident()):
+            moment.tv_sec = 0
+            moment.tv_nsec = FLOOD_PAUSE_NS
+            with nogil:
+                nanosleep(&moment, NULL)
         return 0
 
     cdef int take_timers(self) noexcept:

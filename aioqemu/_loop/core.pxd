@@ -9,6 +9,8 @@ cdef class LoopCore(LoopSockWaits):
     cdef uint64_t passes
     cdef int blind_passes          # passes since the last look at the fds
     cdef int64_t last_look_ns
+    cdef int64_t last_turn_ns
 
     cdef int _bind_runner(self) except -1
     cdef int _pass(self) except -1
+    cdef int _give_turn(self, int64_t now) except -1

@@ -10,6 +10,7 @@ are in the queue at that moment.  Output that a callback wrote is sent when it r
 
 import asyncio
 
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.object cimport PyTypeObject
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -25,6 +26,7 @@ from aioqemu._sys.libc cimport aq_now_ns
 cdef enum:
     LOOK_PASSES = 64          # fds are looked at after so many passes without a wait
     LOOK_NS = 50000           # or so long after the last look, whichever is first
+    TURN_NS = 5000000         # how long others may have to ask for the GIL
 
 
 # What a class has that does not override it.
@@ -129,12 +131,15 @@ cdef class LoopCore(LoopSockWaits):
         cdef int64_t timeout = 0
         cdef int64_t now = 0
         cdef bint look = True
-        cdef bint queued = self._n_ready != 0
+        cdef bint queued
+        if self._n_ready == 0 and not self.stopping:
+            PyErr_CheckSignals()    # it will wait, and no bytecode has run, maybe
         if self.in_child():
             self._renew()
             ctx = self.context
         self.passes += 1
-        if self._n_ready == 0 and not self.stopping:
+        queued = self._n_ready != 0
+        if not queued and not self.stopping:
             timeout = ctx.compute_timeout()
         if timeout == 0 and not self.stopping:
             # There is work: do not look at the fds each time, but do not starve them.
@@ -144,7 +149,13 @@ cdef class LoopCore(LoopSockWaits):
             look = (self.blind_passes >= LOOK_PASSES
                     or now - self.last_look_ns >= LOOK_NS
                     or ctx.mon.one_shot and ctx.mon.has_work())
+            if look and now - self.last_turn_ns >= TURN_NS:
+                self._give_turn(now)
+                if self.in_child():
+                    return 0
         if look:
+            if ctx.n_masked:
+                ctx._unmask()       # what has no request is to be waited for
             ctx.wait(timeout)
             now = aq_now_ns()
             self.blind_passes = 0
@@ -164,6 +175,13 @@ cdef class LoopCore(LoopSockWaits):
             if self.flush_head != NULL:
                 self.flush_all()
         return 0
+
+    cdef int _give_turn(self, int64_t now) except -1:
+        # Callbacks in Python do both in time, those in C that queue each other never.
+        self.last_turn_ns = now
+        with nogil:
+            pass
+        return PyErr_CheckSignals()
 
     def _enter_run(self):
         """Bind the loop to this thread."""

@@ -148,7 +148,7 @@ typedef struct aq_ring {
     uint32_t features;
     uint32_t enter_flags; /* added to every waiting enter */
     uint32_t sq_mask, sq_entries, cq_mask;
-    uint32_t sq_local; /* our tail; published by aq_flush */
+    uint32_t sq_local; /* our tail; published by aq_enter */
     _Atomic uint32_t *sq_head, *sq_tail, *sq_flags;
     _Atomic uint32_t *cq_head, *cq_tail;
     aq_sqe *sqes;
@@ -337,11 +337,16 @@ static inline int aq_has_op(aq_ring *r, int op)
     return op < 64 && op <= probe.last_op && (probe.ops[op].flags & 1);
 }
 
+static inline uint32_t aq_sq_head(const aq_ring *r)
+{
+    /* acquire: pairs with the kernel's release of sq_head after it read an entry */
+    return atomic_load_explicit(r->sq_head, memory_order_acquire);
+}
+
 /* The number of prepared requests that the kernel has not taken yet. */
 static inline uint32_t aq_sq_pending(const aq_ring *r)
 {
-    /* acquire: pairs with the kernel's release of sq_head after it read an entry */
-    return r->sq_local - atomic_load_explicit(r->sq_head, memory_order_acquire);
+    return r->sq_local - aq_sq_head(r);
 }
 
 /* A zeroed entry, or NULL when the submission ring is full. */
@@ -384,19 +389,19 @@ static inline int aq_peek_cqe(aq_ring *r, aq_cqe *out)
     return 1;
 }
 
-/* Submit everything; with wait, also wait for one completion or the timeout
+/* Submit what is before tail; with wait, also wait for one completion or the timeout
  * (ns; negative: forever).  Returns the number submitted or -errno: -ETIME when
  * time ran out, -EINTR for a signal. */
-static inline int aq_enter(aq_ring *r, int wait, int64_t timeout_ns)
+static inline int aq_enter(aq_ring *r, uint32_t tail, int wait, int64_t timeout_ns)
 {
     struct aq_getevents_arg arg;
     struct aq_timespec ts;
     uint32_t n, flags = AQ_ENTER_GETEVENTS;
     int ret;
 
-    n = aq_sq_pending(r);
+    n = tail - aq_sq_head(r);
     /* release: pairs with the kernel's acquire of sq_tail before it reads entries */
-    atomic_store_explicit(r->sq_tail, r->sq_local, memory_order_release);
+    atomic_store_explicit(r->sq_tail, tail, memory_order_release);
     if (wait) {
         memset(&arg, 0, sizeof(arg));
         arg.sigmask_sz = _NSIG / 8;

@@ -91,4 +91,5 @@ cdef extern from "uring.h" nogil:
     uint32_t aq_cq_ready(const aq_ring *ring)
     int aq_needs_enter(const aq_ring *ring)
     int aq_peek_cqe(aq_ring *ring, aq_cqe *out)
-    int aq_enter(aq_ring *ring, int wait, int64_t timeout_ns)
+    uint32_t aq_sq_head(const aq_ring *ring)
+    int aq_enter(aq_ring *ring, uint32_t tail, int wait, int64_t timeout_ns)
