@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from support.procs import run_script
 
@@ -198,3 +200,90 @@ def test_multiprocessing_fork(fdmon: str) -> None:
         options=("-W", "ignore"),
     )
     assert out == "[0, 2, 4, 6, 8]\n"
+
+
+_SLEEPER = """
+    import os, sys, threading, time, warnings
+    import aioqemu
+
+    warnings.simplefilter("ignore", DeprecationWarning)     # of a fork beside threads
+    fdmon, kind = sys.argv[1:3]
+    os.environ["AIOQEMU_FDMON"] = fdmon
+    ctx = aioqemu.AioContext(fdmon=fdmon)
+    r, w = os.pipe()
+    seen = []
+    ctx.set_fd_handler(r, lambda _: seen.append(os.read(r, 1)), None, lambda _: True)
+
+    def forks():
+        time.sleep(0.1)      # until the parent sleeps
+        pid = os.fork()
+        if pid == 0:
+            try:
+                ctx.close()
+            except BaseException as error:
+                print(repr(error))
+                os._exit(1)
+            os._exit(0)
+        print("child", os.waitpid(pid, 0)[1])
+        os.write(w, b"x")
+
+    thread = threading.Thread(target=forks)
+    thread.start()
+    while not seen:
+        ctx.poll(True)
+    thread.join()
+    ctx.close()
+"""
+
+
+def test_a_child_forked_while_the_parent_sleeps_may_close(fdmon: str) -> None:
+    assert run_script(_SLEEPER, fdmon, "").split("\n")[0] == "child 0"
+
+
+_HANDLER = """
+    import ctypes, operator, os, signal, sys
+    import aioqemu
+    from functools import partial
+
+    fdmon, kind = sys.argv[1:3]
+    ctx = aioqemu.AioContext(fdmon=fdmon, semantics="modern")
+    raise_signal = getattr(ctypes.PyDLL(None), "raise")
+    r, w = os.pipe()
+    ctx.set_fd_handler(r, lambda _: os.read(r, 1), None)
+    for _ in range(3):
+        ctx.poll(False)
+    parent = os.getpid()
+
+    def handler(*_):
+        if kind == "closes":
+            ctx.close()
+        elif os.fork():
+            print("child", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+            os.write(w, b"x")
+
+    signal.signal(signal.SIGUSR1, handler)
+    steps = [partial(raise_signal, int(signal.SIGUSR1)), partial(ctx.poll, True)]
+    try:
+        list(map(operator.call, steps))      # no bytecode between the two
+    except RuntimeError as error:
+        print(error)
+    if os.getpid() != parent:
+        os._exit(7)
+    if kind == "closes":
+        print(ctx.closed)
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="signals are seen earlier there")
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        ("closes", ["True"]),
+        ("forks", ["the AioContext belongs to the parent process", "child 7"]),
+    ],
+)
+def test_a_signal_handler_before_the_sleep(
+    fdmon: str, kind: str, said: list[str]
+) -> None:
+    found = run_script(_HANDLER, fdmon, kind).splitlines()
+    assert [line for line in found if line] == said

@@ -43,6 +43,34 @@ def test_nested_polls_from_a_handler(
     assert busy.n == 0
 
 
+@pytest.mark.parametrize("semantics", ["seed", "modern"])
+def test_a_handler_that_polls_is_told_of_its_own_fd(fdmon: str, semantics: Any) -> None:
+    ctx = AioContext(fdmon=fdmon, semantics=semantics)
+    pipe = Pipe()
+    seen: list[bytes] = []
+
+    def read(_: object) -> None:
+        seen.append(pipe.drain())
+        if len(seen) == 1:
+            pipe.feed(b"b")
+            for _attempt in range(10):
+                if len(seen) < 2:
+                    ctx.poll(False)
+
+    ctx.set_fd_handler(pipe.r, read, None, lambda _: True)
+    pipe.feed(b"a")
+    while not seen:
+        ctx.poll(True)
+    assert seen == [b"a", b"b"]
+    pipe.feed(b"c")  # and watched as before
+    while len(seen) < 3:
+        ctx.poll(True)
+    ctx.set_fd_handler(pipe.r, None, None)
+    ctx.close()
+    pipe.close_r()
+    pipe.close_w()
+
+
 def test_deeply_nested_polls(ctx: AioContext) -> None:
     depths: list[int] = []
 

@@ -314,3 +314,32 @@ def test_a_context_inside_a_stock_asyncio_loop(
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         runner.run(main())
     assert data.n == 3
+
+
+def test_an_fd_that_only_a_child_has_does_not_keep_fileno_readable(
+    ctx: AioContext, make_pipe: MakePipe
+) -> None:
+    # Closed before it was removed, and open in a child, as the set around it is.
+    known = make_pipe()
+    out = ctx.fileno()
+    ctx.set_fd_handler(known.r, lambda _: known.drain(), None)
+    ctx.dispatch()
+    released, release = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(release)
+        os.read(released, 1)
+        os._exit(0)
+    fd = known.r
+    known.close_r()
+    ctx.set_fd_handler(fd, None, None)
+    known.feed()
+    for _ in range(20):
+        if not select.select([out], [], [], 0.01)[0]:
+            break
+        ctx.dispatch()
+    else:
+        raise AssertionError("readable for ever")
+    os.close(released)
+    os.close(release)
+    os.waitpid(child, 0)
