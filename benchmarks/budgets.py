@@ -31,6 +31,11 @@ class Budget:
     why: str = ""
 
     @property
+    def has_target(self) -> bool:
+        """Whether there is something to reach."""
+        return bool(self.to) or self.calls is not None
+
+    @property
     def counted_row(self) -> str:
         """The row of `system_calls.py`."""
         return self.counted or self.row

@@ -22,10 +22,12 @@ from machine import warnings
 from page_plots import PLOTS, Plot, digest_in, draw
 from page_tables import (
     absences,
+    disk_table,
     figures,
     lines_of,
     losses,
     means,
+    other_rows,
     the_floor,
     the_table,
 )
@@ -82,8 +84,25 @@ TABLE = """
 Sorted by the ratio, the worst first. *Calls* are system calls of one event in steady
 state, of ours on epoll / on io_uring. A ratio is reached if the best backend reaches it
 and none that `auto` can pick (epoll, io_uring) is below 1. The *best peer* is the one
-that leaves us least ahead. Of block requests the columns are the engines: linux_aio
-with epoll, threads with poll.
+that leaves us least ahead.
+"""
+OTHERS = """
+### Rows that have nothing to reach
+
+But on no backend that `auto` can pick is one to be below 1.
+"""
+DISK = """
+### Block requests
+
+By the engine, which a block device has whatever the loop's backend: `io_uring` where
+the kernel allows it, else `linux_aio` for direct files and `threads` for others.
+"""
+MEANS = """
+## Geometric mean of the ratios to uvloop
+
+Over the rows of the loops themselves; where something else than CPU time is measured
+(the spinning thread: a latency; adaptive polling: a rate), over that. The last columns
+leave those rows out, and take the applications in.
 """
 
 FLOOR = """
@@ -140,6 +159,8 @@ def conditions(files: dict[str, Results]) -> list[str]:
         for again in results.environment.get("measured_again", []):
             rows = ", ".join(again["rows"])
             when = f"Linux {again['kernel']}, {again['date'][:10]}"
+            if load := again.get("load_at_start"):
+                when += f", load {load[0]:.1f} when it started"
             found.append(f"* Measured again on {when}: {rows}.")
     return [*found, ""]
 
@@ -181,9 +202,10 @@ def page(files: dict[str, Results]) -> str:
         found += [f"**Not measured yet**: {told}.", ""]
     lines = lines_of(budgets(), files)
     found += [*TABLE.strip().splitlines(), "", *the_table(lines)]
-    found += ["## Geometric mean of the ratios to uvloop", ""]
+    found += [*OTHERS.strip().splitlines(), "", *other_rows(lines)]
+    found += [*DISK.strip().splitlines(), "", *disk_table(lines)]
+    found += [*MEANS.strip().splitlines(), ""]
     if "results" in files:
-        found += ["Over the rows of the loops themselves.", ""]
         found += means(lines, files["results"])
     else:
         found += ["Not measured yet.", ""]

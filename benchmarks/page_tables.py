@@ -30,6 +30,7 @@ NO_PEERS = ("os", "future", "fio", "qemu-img", BARE)
 """What is measured beside the loops and libraries, and is none for asyncio."""
 OUR_DISK = "aioqemu:"
 NOTHING = "–"
+UNKNOWN = "the reason is not known"
 SOURCES = ("row", "application", "memory", "disk")
 
 
@@ -65,12 +66,14 @@ class Line:
 
     Attributes:
         budget: what it may cost.
+        kind: of which file the row is.
         result: the row that was measured, None where it was not.
         calls: system calls of an event, by loop.
         measure: what the ratios are of.
     """
 
     budget: Budget
+    kind: str = "results"
     result: RowResult | None = None
     calls: dict[str, float] = field(default_factory=dict)
     measure: Measure = CPU
@@ -116,8 +119,13 @@ class Line:
         return min(known, default=math.inf)
 
     def calls_of_ours(self) -> float | None:
-        """The most that one of our backends makes, None where it is not counted."""
-        found = [count for name, count in self.calls.items() if is_ours(name)]
+        """The most of a backend that `auto` can pick, or of an engine; or None."""
+        backends = {PREFIX + name for name in AUTOMATIC}
+        found = [
+            count
+            for name, count in self.calls.items()
+            if name in backends or (is_ours(name) and self.kind == "disk")
+        ]
         return max(found, default=None)
 
     def shortfalls(self) -> list[str]:
@@ -130,7 +138,11 @@ class Line:
         for peer, wanted in budget.to.items():
             best = self.best(peer)
             if best < wanted:
-                found.append(f"{number(best)} of {wanted:g}")
+                text = number(best)
+                if float(text) >= wanted:
+                    text = f"{best:.4f}"
+                whose = "" if peer == UVLOOP else f" x {peer}"
+                found.append(f"{text} of {wanted:g}{whose}")
         for backend in AUTOMATIC:
             name = PREFIX + backend
             if name in self.ours() and self.ratio(name, UVLOOP) < 1:
@@ -149,7 +161,28 @@ class Line:
             return "**no**: " + ", ".join(short)
         if missing:
             return f"yes, but {', '.join(missing)} not measured"
-        return "yes" if self.budget.to else "no budget"
+        return "yes" if self.steady() else "yes, but not in each round"
+
+    def steady(self) -> bool:
+        """Whether the best backend reached every ratio in the worst of its rounds."""
+        assert self.result is not None
+        for peer, wanted in self.budget.to.items():
+            ratios = [self.result.ratio(n, peer, self.measure) for n in self.ours()]
+            if max((r.low for r in ratios if r is not None), default=wanted) < wanted:
+                return False
+        return True
+
+    def price(self) -> str:
+        """Of a rate: the share of a core that it takes, ours and uvloop's."""
+        if self.result is None or self.measure is not RATE:
+            return ""
+        found: list[str] = []
+        for name in (PREFIX + "epoll", PREFIX + "io_uring", UVLOOP):
+            cell = self.result.cells.get(name)
+            if cell is not None and cell.good:
+                used = cell.spread(CPU.of).median * cell.spread(RATE.of).median / 1e6
+                found.append(f"{name.removeprefix(PREFIX)} {used:.0%}")
+        return f"of a core it takes: {', '.join(found)}" if found else ""
 
 
 def lines_of(budgets: Sequence[Budget], files: dict[str, Results]) -> list[Line]:
@@ -161,7 +194,7 @@ def lines_of(budgets: Sequence[Budget], files: dict[str, Results]) -> list[Line]
     lines: list[Line] = []
     for budget in budgets:
         kind, name = source_of(budget)
-        line = Line(budget, rows.get(kind, {}).pop(name, None))
+        line = Line(budget, kind, rows.get(kind, {}).pop(name, None))
         if line.result is not None:
             main = measures_of(line.result.group)[0]
             line.measure = {"p99": P99, "rate": RATE}.get(budget.measure, main)
@@ -175,7 +208,7 @@ def lines_of(budgets: Sequence[Budget], files: dict[str, Results]) -> list[Line]
         lines.append(line)
     for kind in ("results", "applications", "memory", "disk"):
         lines += [
-            Line(type(budgets[0])(row.title), row, measure=measures_of(row.group)[0])
+            Line(type(budgets[0])(row.title), kind, row, {}, measures_of(row.group)[0])
             for row in rows.get(kind, {}).values()
         ]
     return sorted(lines, key=lambda line: (line.result is None, line.rank))
@@ -203,6 +236,7 @@ def source_of(budget: Budget) -> tuple[str, str]:
 
 def the_table(lines: Sequence[Line]) -> list[str]:
     """The table: what a row costs, what it is to reach, and whether it does."""
+    lines = [line for line in lines if line.kind != "disk" and line.budget.has_target]
     with_poll = any(f"{PREFIX}poll" in line.ours() for line in lines)
     backends = BACKENDS if with_poll else AUTOMATIC
     head = ["row", "calls: ours", "uvloop", "budget"]
@@ -210,6 +244,46 @@ def the_table(lines: Sequence[Line]) -> list[str]:
     head += ["best peer", *[f"x best peer: {name}" for name in backends]]
     head += ["to reach", "reached", "why"]
     return table(head, [_cells(line, backends) for line in lines])
+
+
+def other_rows(lines: Sequence[Line]) -> list[str]:
+    """The rows that were measured and have nothing to reach."""
+    lines = [
+        line for line in lines if line.kind != "disk" and not line.budget.has_target
+    ]
+    head = ["row", *[f"x uvloop: {name}" for name in BACKENDS]]
+    head += ["best peer", *[f"x best peer: {name}" for name in BACKENDS], "why"]
+    found: list[list[str]] = []
+    for line in lines:
+        peer = line.best_peer()
+        cells = [line.budget.path, *[_ratio(line, n, UVLOOP) for n in BACKENDS]]
+        cells += [peer or NOTHING, *[_ratio(line, name, peer) for name in BACKENDS]]
+        why = line.budget.why
+        if line.shortfalls() and not why:
+            why = UNKNOWN
+        found.append([*cells, why])
+    return table(head, found)
+
+
+def disk_table(lines: Sequence[Line]) -> list[str]:
+    """Block requests: by the engine, which is not bound to the loop's backend."""
+    engines = ("io_uring", "linux_aio", "threads", "null")
+    head = ["row", "calls: io_uring", "budget"]
+    head += ["best peer", *[f"x best peer: {name}" for name in engines]]
+    head += ["to reach", "reached", "why"]
+    found: list[list[str]] = []
+    for line in lines:
+        if line.kind != "disk":
+            continue
+        peer, budget = line.best_peer(), line.budget
+        calls = line.calls.get(PREFIX + "io_uring", math.nan)
+        allowed = NOTHING if budget.calls is None else f"{budget.calls:g}"
+        cells = [budget.path, number(calls), allowed, peer or NOTHING]
+        cells += [_ratio(line, name, peer, OUR_DISK) for name in engines]
+        wanted = ", ".join(f"{value:g} x {to}" for to, value in budget.to.items())
+        verdict = line.verdict() if budget.has_target else "no budget"
+        found.append([*cells, wanted or NOTHING, verdict, _why(line)])
+    return table(head, found)
 
 
 def _cells(line: Line, backends: Sequence[str]) -> list[str]:
@@ -226,24 +300,23 @@ def _cells(line: Line, backends: Sequence[str]) -> list[str]:
         f"{value:g}" if to == UVLOOP else f"{value:g} x {to}"
         for to, value in budget.to.items()
     ]
-    why = [budget.note] if budget.note else []
+    return [*cells, ", ".join(wanted) or NOTHING, line.verdict(), _why(line)]
+
+
+def _why(line: Line) -> str:
+    why = [text for text in (line.budget.note, line.price()) if text]
     if line.shortfalls():
-        why.append(budget.why or "the reason is not known")
-    return [*cells, ", ".join(wanted) or NOTHING, line.verdict(), "; ".join(why)]
+        why.append(line.budget.why or UNKNOWN)
+    return "; ".join(why)
 
 
-def _ratio(line: Line, backend: str, to: str | None) -> str:
-    """The ratio of a backend; of the disk rows, that of the engine it goes with."""
-    engines = {"epoll": "linux_aio", "poll": "threads"}
-    names = [PREFIX + backend, OUR_DISK + engines.get(backend, backend)]
-    if backend == "epoll":
-        names.append(OUR_DISK + "null")
-    for name in names:
-        if to is not None and name in line.ours():
-            value = line.ratio(name, to)
-            text = number(value)
-            return f"**{text}**" if value < 1 else text
-    return NOTHING
+def _ratio(line: Line, name: str, to: str | None, prefix: str = PREFIX) -> str:
+    """The ratio of a backend, or of an engine of block devices."""
+    if to is None or prefix + name not in line.ours():
+        return NOTHING
+    value = line.ratio(prefix + name, to)
+    text = number(value)
+    return f"**{text}**" if value < 1 else text
 
 
 def the_floor(lines: Sequence[Line]) -> list[str]:
@@ -263,26 +336,40 @@ def the_floor(lines: Sequence[Line]) -> list[str]:
 
 def means(lines: Sequence[Line], results: Results) -> list[str]:
     """Geometric means of the ratios to uvloop, over all rows that have one."""
-    measured = [line for line in lines if line.result in results.rows]
+    rows = [line for line in lines if line.result in results.rows]
+    cpu = [line for line in rows if line.measure is CPU]
+    both = rows + [line for line in lines if line.kind == "applications"]
     found: list[list[str]] = []
-    for name in results.measured:
-        ratios = [
-            line.ratio(name, UVLOOP)
-            for line in measured
-            if line.result is not None and name in line.result.cells
-        ]
-        found.append([name, *_summary(ratios)])
-    best = [line.best(UVLOOP) for line in measured]
-    found.append(["aioqemu, the best backend of each row", *_summary(best)])
-    return table(["loop", "geometric mean", "rows", "above 1", "below 1"], found)
+    for name in [*results.measured, None]:
+        ratios = _ratios_of(rows, name)
+        found.append(
+            [
+                name or "aioqemu, the best backend of each row",
+                _mean(ratios),
+                str(len(ratios)),
+                str(sum(value > 1 for value in ratios)),
+                str(sum(value < 1 for value in ratios)),
+                _mean(_ratios_of(cpu, name)),
+                _mean(_ratios_of(both, name)),
+            ]
+        )
+    head = ["loop", "geometric mean", "rows", "above 1", "below 1"]
+    head += ["of CPU time alone", "with applications"]
+    return table(head, found)
 
 
-def _summary(ratios: Sequence[float]) -> list[str]:
-    known = [value for value in ratios if value == value and value > 0]
-    mean = statistics.geometric_mean(known) if known else math.nan
-    above = sum(value > 1 for value in known)
-    below = sum(value < 1 for value in known)
-    return [number(mean), str(len(known)), str(above), str(below)]
+def _ratios_of(lines: Sequence[Line], name: str | None) -> list[float]:
+    """The ratios of a loop to uvloop, or of our best backend, as far as known."""
+    found = [
+        line.best(UVLOOP) if name is None else line.ratio(name, UVLOOP)
+        for line in lines
+        if line.result is not None and (name is None or name in line.result.cells)
+    ]
+    return [value for value in found if value == value and value > 0]
+
+
+def _mean(ratios: Sequence[float]) -> str:
+    return number(statistics.geometric_mean(ratios) if ratios else math.nan)
 
 
 def losses(lines: Sequence[Line]) -> list[str]:

@@ -129,7 +129,8 @@ def test_the_page_tells_ratios_budgets_and_what_is_missing(
     assert list(found)[:2] == ["await sleep(0)", "create_task + await"]
     chain = found["call_soon chain, one callback a pass"]
     assert chain[3:8] == ["4.00", "8.00", "zuvloop", "2.00", "4.00"]
-    assert chain[8:10] == ["4", "yes"]
+    assert chain[8] == "4, 1 x rloop, 1 x zuvloop"
+    assert chain[9] == "yes, but rloop not measured"
     sleep = found["await sleep(0)"]
     assert sleep[:3] == ["0.00 / 0.00", "1.00", "0"]
     assert sleep[9] == "**no**: 2.00 of 2.5"
