@@ -17,7 +17,7 @@ from application_database import Database, find_programs
 from application_rows import HELLO, LARGE, Application
 from children import Child, ChildFailed, python
 from clients import Clients
-from measure import START_TIMEOUT, Bench, Runner
+from measure import ANSWER_TIMEOUT, START_TIMEOUT, Bench, Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from results import Cell
     from rows import Row
 
-ANSWER_TIMEOUT = 15.0
 
 
 def missing(row: Application) -> str | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rows import Row
 
 START_TIMEOUT = 30.0
+ANSWER_TIMEOUT = 15.0
 BARE = "C"
 """What stands in the place of a loop where there is none (`client/bare_server.c`)."""
 MICRO_TIMEOUT = 60.0
@@ -272,7 +273,7 @@ class ServerRunner(Runner):
             duration=plan.duration,
         )
         self.child.send("usage")
-        cell.extra = self.child.receive(5)
+        cell.extra = self.child.receive(ANSWER_TIMEOUT)
         cell.client = found.pop("client")
         cell.rounds.append(
             {
@@ -286,7 +287,7 @@ class ServerRunner(Runner):
         """Prefer what the server said to what the client saw of it."""
         try:
             self.child.send("usage")
-            self.child.receive(2)
+            self.child.receive(ANSWER_TIMEOUT)
         except ChildFailed as gone:
             return f"server: {gone}"
         return f"client: {exc}"
