@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from rows import Row
 
 
-
 def missing(row: Application) -> str | None:
     """Say why a row cannot be measured here, or None."""
     absent = [name for name in row.packages if not importlib.util.find_spec(name)]
