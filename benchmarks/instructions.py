@@ -217,6 +217,8 @@ def compare(found: dict[str, float], before: dict[str, float]) -> list[str]:
             if change > ALLOWED:
                 risen.append(row)
                 line += "  RISEN"
+            elif change < -ALLOWED:
+                line += "  below: to be recorded, or a rise up to there passes"
         print(line)
     return risen
 

@@ -75,6 +75,15 @@ def test_a_rise_within_the_allowance_and_a_fall_pass(tmp_path: Path) -> None:
     assert "-50.0%" in printed
 
 
+def test_a_fall_that_leaves_room_for_a_rise_is_told(tmp_path: Path) -> None:
+    before = {"sleep_0": 1000.0, "create_task": 2000.0}
+    found = {"sleep_0": 960.0, "create_task": 1950.0}
+    status, text = gate(tmp_path / "baseline.json", found, before)
+    assert status == 0
+    [line] = [line for line in text.splitlines() if "to be recorded" in line]
+    assert line.startswith("sleep_0")
+
+
 def test_one_row_that_rises_fails_however_much_others_fall(tmp_path: Path) -> None:
     before = {"sleep_0": 1000.0, "create_task": 1000.0}
     found = {"sleep_0": 100.0, "create_task": 1100.0}
