@@ -10,6 +10,9 @@ import signal
 import threading
 import time
 
+import pytest
+from support.procs import count_syscalls
+
 
 def test_threads_feed_the_loop_each_in_its_order(
     any_loop: asyncio.AbstractEventLoop,
@@ -111,3 +114,43 @@ def test_a_storm_of_signal_handlers_loses_no_call(
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert got == sent >= 100
+
+
+@pytest.mark.parametrize("posts_from, pauses", [("thread", 4), ("own thread", 0)])
+def test_a_flood_lets_the_loop_have_the_gil_now_and_then(
+    fdmon: str, posts_from: str, pauses: int
+) -> None:
+    counts = count_syscalls(
+        """
+        import os, sys, threading
+        import aioqemu
+
+        loop = aioqemu.new_event_loop(fdmon=sys.argv[1])
+        posted = threading.Event()
+        seen = []
+
+        def post():
+            # One is queued already: what ends the run.
+            for n in range(4 * 2048):
+                loop.call_soon_threadsafe(seen.append, n)
+            posted.set()
+
+        def callback():
+            loop.call_soon(loop.call_soon, loop.stop)
+            if sys.argv[2] == "thread":
+                threading.Thread(target=post).start()
+                posted.wait()       # the loop is in a pass, and takes nothing
+            else:
+                post()
+
+        loop.call_soon(callback)
+        os.getppid()
+        loop.run_forever()
+        os.getppid()
+        assert seen == list(range(4 * 2048))
+        loop.close()
+        """,
+        fdmon,
+        posts_from,
+    )
+    assert counts["clock_nanosleep"] == pauses
