@@ -2,6 +2,7 @@
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.string cimport memset
+from libc.string cimport strlen
 
 from aioqemu._sys.inet cimport AF_INET
 from aioqemu._sys.inet cimport AF_INET6
@@ -47,6 +48,7 @@ cdef object address_name(const aq_address *a, unsigned int size):
 
 cdef unsigned int address_parse(object name, int family, aq_address *a) except? 0:
     cdef Py_ssize_t i, n
+    cdef Py_ssize_t size = 0
     cdef const char *host
     # Only what cannot change: it is remembered by identity.
     if type(name) is not tuple:
@@ -59,7 +61,9 @@ cdef unsigned int address_parse(object name, int family, aq_address *a) except? 
             return 0
     if not 0 <= name[1] <= 65535 or not (<str>(<tuple>name)[0]).isascii():
         return 0
-    host = PyUnicode_AsUTF8AndSize((<tuple>name)[0], NULL)
+    host = PyUnicode_AsUTF8AndSize((<tuple>name)[0], &size)
+    if <Py_ssize_t>strlen(host) != size:
+        return 0            # refused by who takes it
     memset(a, 0, sizeof(a[0]))
     if family == AF_INET and n == 2:
         if inet_pton(AF_INET, host, &a.in4.sin_addr) != 1:

@@ -200,6 +200,8 @@ cdef class LoopCore(LoopSockWaits):
         return 0
 
     def _leave_run(self):
+        if self.context is None:
+            return          # never made
         self.thread = 0
         self.context.running = False
         self.context.runner = None

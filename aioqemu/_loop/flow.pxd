@@ -38,8 +38,10 @@ cdef list queue_list(OutQueue *q)
 
 # (low, high) from the arguments of set_write_buffer_limits.
 cdef tuple water_marks(object high, object low)
-# Call pause_writing or resume_writing; what it raises is reported.
-cdef int call_flow(LoopCore loop, object transport, object protocol, bint pause) except -1
+# Call pause_writing or resume_writing, in a context if not None; what it raises is
+# reported.
+cdef int call_flow(LoopCore loop, object context, object transport, object protocol,
+                   bint pause) except -1
 # Report an exception: the loop's exception handler, with transport and protocol.
 cdef int report(LoopCore loop, object transport, object protocol, object exc,
                 str message) except -1

@@ -15,6 +15,7 @@ from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
 
 from aioqemu._loop.core cimport LoopCore
+from aioqemu._loop.handles cimport PyContext_Exit
 from aioqemu._loop.handles cimport PyContext_Enter
 from aioqemu._sys.libc cimport iovec
 
@@ -118,7 +119,9 @@ cdef int report(LoopCore loop, object transport, object protocol, object exc,
     return 0
 
 
-cdef int call_flow(LoopCore loop, object transport, object protocol, bint pause) except -1:
+cdef int call_flow(LoopCore loop, object context, object transport, object protocol,
+                   bint pause) except -1:
+    cdef object ctx = None if context is None else enter(context)
     try:
         if pause:
             protocol.pause_writing()
@@ -130,6 +133,9 @@ cdef int call_flow(LoopCore loop, object transport, object protocol, bint pause)
         report(loop, transport, protocol, exc,
                "protocol.pause_writing() failed" if pause
                else "protocol.resume_writing() failed")
+    finally:
+        if ctx is not None:
+            PyContext_Exit(<PyObject *>ctx)
     return 0
 
 

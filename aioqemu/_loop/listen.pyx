@@ -8,12 +8,16 @@ Must never know how sockets come to listen, nor how a transport reads and writes
 
 import errno as _errno
 import socket as _socket
+from contextvars import copy_context as _copy_context
 
+from cpython.object cimport PyObject
 from libc.string cimport memset
 
 from aioqemu._loop.address cimport address_name
 from aioqemu._loop.core cimport LoopCore
+from aioqemu._loop.flow cimport enter
 from aioqemu._loop.flow cimport os_error
+from aioqemu._loop.handles cimport PyContext_Exit
 from aioqemu._loop.stream cimport is_tcp
 from aioqemu._loop.stream cimport accepted_stream
 from aioqemu._loop.transport cimport aq_socket_fd
@@ -186,20 +190,24 @@ cdef class Listener:
             except BaseException:
                 close(conn)
                 raise
-            self._serve(self._as_socket(conn), address)    # closed there if that fails
+            # Closed there if that fails.
+            _copy_context().run(self._serve, self._as_socket(conn), address)
             return True
         protocol = None
+        ctx = enter(_copy_context())    # what the factory sets is this connection's alone
         try:
             protocol = self.factory()
             self.loop._ensure_fd_no_transport(conn)
             accepted_stream(self.loop, conn, self.kind, protocol, &name, size, self.server,
-                            self.tcp)
+                            self.tcp, ctx)
         except (SystemExit, KeyboardInterrupt):
             close(conn)
             raise
         except BaseException as exc:
             close(conn)
             self._report(exc, protocol, None)
+        finally:
+            PyContext_Exit(<PyObject *>ctx)
         return True
 
     cdef bint _take_from_socket(self) except -1:
@@ -215,7 +223,7 @@ cdef class Listener:
         except BaseException:
             conn.close()
             raise
-        self._serve(conn, address)
+        _copy_context().run(self._serve, conn, address)
         return True
 
     cdef object _as_socket(self, int conn):

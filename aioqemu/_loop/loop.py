@@ -21,6 +21,7 @@ from .executor import ExecutorMixin
 from .hooks import HooksMixin
 from .pipe import make_read_pipe_transport, make_write_pipe_transport
 from .pipes import PipesMixin
+from .private import logger
 from .process import ProcessMixin
 from .sendfile import SendfileMixin
 from .serve_unix import ServeUnixMixin
@@ -123,8 +124,6 @@ class EventLoop(
         if self.is_closed():
             return
         if self._debug:
-            from .private import logger
-
             logger.debug("Close %r", self)
         self._close_signals()
         self._close_process()

@@ -568,13 +568,13 @@ cdef class WritePipeTransport(WriteTransportBase):
     cdef int _maybe_pause(self) except -1:
         if not self.writing_paused and self.queue.size > self.high_water:
             self.writing_paused = True
-            call_flow(self.loop, self, self.protocol, True)
+            call_flow(self.loop, self.ctx, self, self.protocol, True)
         return 0
 
     cdef int _maybe_resume(self) except -1:
         if self.writing_paused and self.queue.size <= self.low_water and not self.lost:
             self.writing_paused = False
-            call_flow(self.loop, self, self.protocol, False)
+            call_flow(self.loop, self.ctx, self, self.protocol, False)
         return 0
 
 

@@ -355,6 +355,8 @@ cdef class Reading:
     """A read under way: awaitable once, and to asyncio a coroutine."""
 
     def __await__(self):
+        if self.waiter is not None:
+            raise RuntimeError("coroutine is being awaited already")
         return self
 
     def __iter__(self):

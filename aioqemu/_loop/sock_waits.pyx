@@ -216,8 +216,8 @@ cdef class LoopSockWaits(LoopFds):
         return taking
 
     def _set_ready(self, future):
-        """End a wait for room, unless who waited has gone."""
-        if not future.cancelled():
+        """End a wait for room, unless it has ended or who waited has gone."""
+        if not future.done():
             future.set_result(None)
 
     def _is_drained(self, sock):

@@ -73,7 +73,8 @@ class SocketsMixin(LoopBase):
         """
         if type(sock) is not socket.socket or self._debug:
             self._check_sock(sock)
-        if not n or not self._is_drained(sock):
+        # What cannot be received is refused at once.
+        if type(n) is not int or n <= 0 or not self._is_drained(sock):
             try:
                 return sock.recv(n)
             except (BlockingIOError, InterruptedError):
@@ -92,13 +93,13 @@ class SocketsMixin(LoopBase):
             The number of bytes received.
         """
         self._check_sock(sock)
-        if not self._is_drained(sock):
+        with memoryview(buf) as view:
+            most = 0 if view.readonly else view.nbytes
+        if not most or not self._is_drained(sock):
             try:
                 return sock.recv_into(buf)
             except (BlockingIOError, InterruptedError):
                 pass
-        with memoryview(buf) as view:
-            most = view.nbytes
         if not most:
             return sock.recv_into(buf)
         late: int = await self._taking(sock, most, sock.recv_into, buf)

@@ -9,10 +9,11 @@ from aioqemu._loop.transport cimport SocketTransport
 from aioqemu._sys.inet cimport aq_address
 
 # Make one for a connection that was accepted, given as an fd, non-blocking, and its kind;
-# it owns that unless this raises.  `tcp`: what is_tcp says of it.
+# it owns that unless this raises.  `tcp`: what is_tcp says of it; `ctx`: the context of
+# its callbacks.
 cdef StreamTransport accepted_stream(LoopCore loop, int fd, tuple kind, object protocol,
                                      const aq_address *peer, unsigned int size,
-                                     object server, bint tcp)
+                                     object server, bint tcp, object ctx)
 cdef bint is_tcp(object sock) except -1
 
 cdef enum Feeding:

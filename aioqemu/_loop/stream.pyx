@@ -113,9 +113,10 @@ cdef int _flush(void *opaque) except -1:
 
 cdef StreamTransport accepted_stream(LoopCore loop, int fd, tuple kind, object protocol,
                                      const aq_address *peer, unsigned int size,
-                                     object server, bint tcp):
+                                     object server, bint tcp, object ctx):
     cdef StreamTransport t = StreamTransport.__new__(StreamTransport)
     cdef dict info = None
+    t.ctx = ctx
     if size <= sizeof(t.peer):
         memcpy(&t.peer, peer, size)
         t.peer_size = size
@@ -211,29 +212,37 @@ cdef class StreamTransport(SocketTransport):
         return queue_list(&self.queue)
 
     cdef int _set_protocol(self, object protocol) except -1:
-        self.protocol = protocol
+        cdef bint functions
+        cdef int feeding
         if isinstance(protocol, _BufferedProtocol):
             get_buffer = protocol.get_buffer
             received = protocol.buffer_updated
-            self.functions = (_is_method_of(get_buffer, protocol)
-                              and _is_method_of(received, protocol))
+            functions = (_is_method_of(get_buffer, protocol)
+                         and _is_method_of(received, protocol))
         else:
             get_buffer = None
             received = getattr(protocol, "data_received", None)
-            self.functions = _is_method_of(received, protocol)
-        if self.functions:
+            functions = _is_method_of(received, protocol)
+        if functions:
             received = received.__func__
             if get_buffer is not None:
                 get_buffer = get_buffer.__func__
-        self.received = received
-        self.get_buffer = get_buffer
         # A subclass may have a data_received of its own.
         if isinstance(protocol, WireProtocol):
-            self.feeding = FEED_WIRE
+            feeding = FEED_WIRE
         elif type(protocol) is StreamReaderProtocol:
-            self.feeding = FEED_NATIVE
+            feeding = FEED_NATIVE
         else:
-            self.feeding = FEED_STOCK if is_stock(protocol) else FEED_CALLS
+            feeding = FEED_STOCK if is_stock(protocol) else FEED_CALLS
+        # All at once: what is looked up above, and what goes with the old ones at the end
+        # of this, is code of users, which may set a protocol as well.
+        before = (self.protocol, self.received, self.get_buffer)
+        self.protocol = protocol
+        self.received = received
+        self.get_buffer = get_buffer
+        self.functions = functions
+        self.feeding = feeding
+        before = None
         return 0
 
     # -- life -----------------------------------------------------------------------------

@@ -592,10 +592,10 @@ cdef class TlsProtocol(TlsSession):
         cdef Py_ssize_t size = self.backlog.size
         if size >= self.write_high and size and not self.writing_paused:
             self.writing_paused = True
-            call_flow(self.loop, self.app_transport, self.app, True)
+            call_flow(self.loop, None, self.app_transport, self.app, True)
         elif self.writing_paused and size <= self.write_low and self.app is not None:
             self.writing_paused = False
-            call_flow(self.loop, self.app_transport, self.app, False)
+            call_flow(self.loop, None, self.app_transport, self.app, False)
         return 0
 
     # -- farewell -------------------------------------------------------------------------

@@ -56,6 +56,7 @@ cdef class SocketTransport(TransportBase):
 
     # Begin: take the socket, given as an object or as an fd and its kind.  Without `info`
     # the peer's address is in `peer`.
+    cdef int _look_up(self) except -1
     cdef int _adopt(self, LoopCore loop, object sock, int fd, tuple kind, object protocol,
                     object waiter, dict info) except -1
     # What the engine calls, by subclass.

@@ -101,7 +101,8 @@ cdef class SocketTransport(TransportBase):
                     object waiter, dict info) except -1:
         cdef AqTransportObject *base = <AqTransportObject *><PyObject *>self
         self.loop = loop
-        self.ctx = _copy_context()
+        if self.ctx is None:
+            self.ctx = _copy_context()
         self.high_water = HIGH_WATER
         self.low_water = LOW_WATER
         if info is not None:
@@ -112,7 +113,7 @@ cdef class SocketTransport(TransportBase):
                     info["peername"] = sock.getpeername()
                 except OSError:
                     info["peername"] = None
-        self._set_protocol(protocol)
+        self.protocol = protocol
         loop.soon(self._start, <PyObject *>waiter, NULL, self.ctx.copy())
         loop.own_fd(fd, self)
         # Ours only now: until here an error leaves it to the caller to close it.
@@ -192,6 +193,13 @@ cdef class SocketTransport(TransportBase):
             self.watchful = aq_socket_fd(self.sock) == self.fd
         return self.sock
 
+    def _closed_object(self):
+        """What "socket" is after the end: of the same kind, and closed."""
+        sock = _socket.socket(*self.kind)
+        sock.close()
+        value = self._info()["socket"] = TransportSocket(sock)
+        return value
+
     cdef dict _info(self):
         cdef AqTransportObject *base = <AqTransportObject *><PyObject *>self
         cdef dict info
@@ -212,7 +220,7 @@ cdef class SocketTransport(TransportBase):
         if value is not info:
             return value
         if self.fd < 0:
-            return default
+            return self._closed_object() if name == "socket" and self.kind else default
         if name == "socket":
             value = info["socket"] = TransportSocket(self._object())
             return value
@@ -275,12 +283,24 @@ cdef class SocketTransport(TransportBase):
         finally:
             # A protocol that raised is reported; the connection goes on, as asyncio's.
             self.connected = True
+            self._look_up()
             try:
                 self._update()
             except OSError as exc:
                 self._fatal_error(exc, "Cannot watch the socket")
             if waiter is not None:
                 _set_result_unless_cancelled(waiter, None)
+
+    cdef int _look_up(self) except -1:
+        # Only now: connection_made may have given the protocol methods of its own.
+        try:
+            if self.protocol is not None:
+                self._set_protocol(self.protocol)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+        return 0
 
     cdef void _unregister(self) noexcept:
         cdef AioHandler *node = self.node
@@ -424,14 +444,14 @@ cdef class SocketTransport(TransportBase):
         if self.writing_paused or self.queued <= self.high_water:
             return 0
         self.writing_paused = True
-        call_flow(self.loop, self, self.protocol, True)
+        call_flow(self.loop, self.ctx, self, self.protocol, True)
         return 0
 
     cdef int _maybe_resume(self) except -1:
         if not self.writing_paused or self.queued > self.low_water or self.lost:
             return 0
         self.writing_paused = False
-        call_flow(self.loop, self, self.protocol, False)
+        call_flow(self.loop, self.ctx, self, self.protocol, False)
         return 0
 
     # -- the subclass's -----------------------------------------------------------------

@@ -254,6 +254,8 @@ cdef class Draining:
     """A drain() under way: awaitable once, and to asyncio a coroutine."""
 
     def __await__(self):
+        if self.waiter is not None:
+            raise RuntimeError("coroutine is being awaited already")
         return self
 
     def __iter__(self):
