@@ -221,3 +221,14 @@ def test_an_asyncgen_after_shutdown_warns(any_loop: asyncio.AbstractEventLoop) -
         await agen.aclose()  # type: ignore[attr-defined]
 
     any_loop.run_until_complete(main())
+
+
+def test_a_loop_that_is_left_open_in_debug_mode_ends_quietly(
+    any_loop: asyncio.AbstractEventLoop,
+) -> None:
+    program = """
+loop = new_loop()
+loop.set_debug(True)
+loop.run_until_complete(asyncio.sleep(0))
+"""
+    run_script(NEW_LOOP + program, kind_of(any_loop), options=("-W", "ignore"))

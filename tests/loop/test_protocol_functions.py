@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from aioqemu import streams
+
 from .helpers import eventually, skip_control, socket_pair
 
 if TYPE_CHECKING:
@@ -186,3 +188,59 @@ async def test_one_of_two_may_be_an_attribute(mixed: str) -> None:
         await eventually(lambda: protocol.seen == [b"one"])
         transport.close()
         await asyncio.sleep(0.01)
+
+
+@pytest.mark.asyncio
+async def test_a_method_that_connection_made_gives_the_protocol_counts() -> None:
+    loop = asyncio.get_running_loop()
+    protocol = Plain()
+    given: list[bytes] = []
+
+    def made(_transport: object) -> None:
+        protocol.data_received = given.append  # type: ignore[method-assign]
+
+    protocol.connection_made = made  # type: ignore[method-assign]
+    left, right = socket_pair("tcp")
+    with right:
+        transport, _ = await loop.create_connection(lambda: protocol, sock=left)
+        right.send(b"one")
+        await eventually(lambda: given == [b"one"])
+        assert protocol.seen == []
+        transport.abort()
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("drops", ["the protocol", "its method"])
+@pytest.mark.asyncio
+async def test_what_goes_with_a_protocol_may_set_another(drops: str) -> None:
+    # The last to set one wins, with all that belongs to it.
+    loop = asyncio.get_running_loop()
+    last = Plain()
+    transports: list[Any] = []
+
+    class Method:
+        def __call__(self, data: bytes) -> None:
+            raise AssertionError("not the one any more")
+
+        def __del__(self) -> None:
+            transports[0].set_protocol(last)
+
+    class First(asyncio.Protocol):
+        def __init__(self) -> None:
+            if drops == "its method":
+                self.data_received = Method()  # type: ignore[method-assign]
+
+        def __del__(self) -> None:
+            if drops == "the protocol":
+                transports[0].set_protocol(last)
+
+    left, right = socket_pair("tcp")
+    with right:
+        transports.append((await loop.create_connection(First, sock=left))[0])
+        reader = streams.StreamReader()
+        transports[0].set_protocol(streams.StreamReaderProtocol(reader))
+        assert transports[0].get_protocol() is last
+        right.send(b"one")
+        await eventually(lambda: last.seen == [b"one"])
+        transports[0].abort()
+        await asyncio.sleep(0)

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import socket
 import sys
+from typing import Any
 
 import pytest
 from support.procs import run_script
@@ -361,3 +362,24 @@ loop.close()
 """
     )
     assert run_script(script, kind_of(any_loop)) == "ok\n"
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_is_closed_knows_its_socket() -> None:
+    loop = asyncio.get_running_loop()
+    transports: list[asyncio.Transport] = []
+
+    class Served(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            transports.append(transport)
+
+    server = await loop.create_server(Served, "127.0.0.1", 0)
+    with socket.create_connection(server.sockets[0].getsockname()):
+        await eventually(lambda: transports)
+        transports[0].abort()
+        await asyncio.sleep(0.001)
+        known = transports[0].get_extra_info("socket")
+        assert known.fileno() == -1
+        assert known.family == socket.AF_INET
+        assert transports[0].get_extra_info("socket") is known
+    await shut(server)

@@ -25,6 +25,7 @@ from .helpers import (
     collect_reports,
     cpu_seconds,
     eventually,
+    fill,
     is_ours,
     kind_of,
     skip_control,
@@ -283,3 +284,52 @@ def test_system_calls_of_a_wait(loop: Any, tmp_path: Path) -> None:
     }
     assert counts["recvfrom"] <= 300 + 300 // 8 + 20
     assert counts.get("epoll_ctl", 0) <= 60, trace.read_text()
+
+
+@pytest.mark.asyncio
+async def test_what_cannot_be_received_is_refused_at_once() -> None:
+    loop = asyncio.get_running_loop()
+    left, right = socket_pair("tcp")
+    left.setblocking(False)
+    with left, right:
+        for _ in range(3):  # it is known that nothing is there
+            await _wait_once(left, right)
+        with pytest.raises(ValueError, match="negative"):
+            await asyncio.wait_for(loop.sock_recv(left, -1), 5)
+        with pytest.raises((TypeError, BufferError)):
+            await asyncio.wait_for(loop.sock_recv_into(left, b"read only"), 5)
+        with pytest.raises(TypeError):
+            await asyncio.wait_for(loop.sock_recv_into(left, 5), 5)  # type: ignore[arg-type]
+        right.send(b"x")
+        assert await loop.sock_recv(left, 10) == b"x"
+
+
+def test_a_wait_for_room_that_was_ended_is_not_ended_again(
+    any_loop: asyncio.AbstractEventLoop,
+) -> None:
+    # What ends the run in the same pass comes before the step of the task.
+    reports = collect_reports(any_loop)
+    left, right = socket_pair("unix")
+    ends, end = socket_pair("unix")
+    for sock in (left, right):
+        sock.setblocking(False)
+    fill(left)
+    task = any_loop.create_task(any_loop.sock_sendall(left, b"tail"))
+    any_loop.run_until_complete(asyncio.sleep(0.001))
+
+    def leave() -> None:
+        ends.recv(1)
+        raise SystemExit
+
+    any_loop.add_reader(ends, leave)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            right.recv(1 << 20)
+    end.send(b"x")
+    with pytest.raises(SystemExit):
+        any_loop.run_until_complete(asyncio.sleep(5))
+    any_loop.run_until_complete(asyncio.wait_for(task, 5))
+    any_loop.remove_reader(ends)
+    for sock in (left, right, ends, end):
+        sock.close()
+    assert reports == []

@@ -377,3 +377,18 @@ async def test_sendfile_sends_the_part_asked_for(tmp_path: Any) -> None:
         assert await sending == 450_000
         assert received == data[1000:451_000]
         assert file.tell() == 451_000
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1\0.example.org", "::1\0x"])
+async def test_a_host_with_a_null_character_is_refused(host: str) -> None:
+    loop = asyncio.get_running_loop()
+    with pytest.raises(ValueError, match="null"):
+        await loop.create_connection(asyncio.Protocol, host, 1)
+    with pytest.raises(ValueError, match="null"):
+        await loop.create_server(asyncio.Protocol, host, 0)
+    with pytest.raises(ValueError, match="null"):
+        await loop.create_datagram_endpoint(asyncio.DatagramProtocol, (host, 0))
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        with pytest.raises(ValueError, match="null"):
+            await loop.sock_connect(sock, (host, 1))

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import inspect
 import random
+import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -459,3 +460,43 @@ async def test_isinstance_of_the_protocol() -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(streams.StreamReaderProtocol(None, loop=loop), asyncio.Protocol)
     assert is_ours(loop) or isinstance(loop, asyncio.SelectorEventLoop)
+
+
+@pytest.mark.parametrize("what", ["read", "drain"])
+async def test_what_is_awaited_already_refuses_the_second_and_goes_on(
+    what: str,
+) -> None:
+    loop = asyncio.get_running_loop()
+    left, right = socket_pair("tcp")
+    left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    reader, writer = await streams.open_connection(sock=left)
+    size = 4_000_000
+    if what == "drain":
+        writer.write(bytes(size))
+    waits: Any = reader.read(5) if what == "read" else writer.drain()
+
+    async def wait() -> Any:
+        return await waits
+
+    first = asyncio.ensure_future(wait())
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(wait())
+    with pytest.raises(RuntimeError, match="awaited already"):
+        await second
+    assert not first.done()
+    if what == "read":
+        right.send(b"hello")
+        assert await asyncio.wait_for(first, 5) == b"hello"
+    else:
+        right.setblocking(True)
+
+        def take() -> None:
+            left_over = size
+            while left_over:
+                left_over -= len(right.recv(1 << 20))
+
+        await loop.run_in_executor(None, take)
+        assert await asyncio.wait_for(first, 5) is None
+    writer.transport.abort()
+    right.close()
+    await asyncio.sleep(0)
