@@ -210,7 +210,7 @@ class DnsMixin(LoopBase):
         """Return the addrinfos of an address, at once if it is a literal."""
         host, port = address[:2]
         if isinstance(host, str) and "\0" in host:
-            raise ValueError("embedded null character")     # libc would stop there
+            raise ValueError("embedded null character")  # libc would stop there
         info = resolve_literal(host, port, family, type, proto, *address[2:])
         if info is not None:
             return [info]
