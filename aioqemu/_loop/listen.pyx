@@ -41,6 +41,9 @@ cdef enum:
     # Connections taken in one pass: enough to empty a burst, few enough that the
     # connections which are already served do not wait for it.
     ACCEPT_BATCH = 256
+    # Where each time one connection waited, more are looked for one time in so many: what
+    # finds nothing is a system call, too.
+    LOOK_FOR_MORE = 8
 
 cdef object OUT_OF_RESOURCES = frozenset(
     (_errno.EMFILE, _errno.ENFILE, _errno.ENOBUFS, _errno.ENOMEM))
@@ -88,6 +91,7 @@ cdef class Listener:
     cdef object tls_timeouts
     cdef object server
     cdef Py_ssize_t batch
+    cdef unsigned int lone         # times in a row that one waited, or was taken as the one
     cdef tuple kind                # of natively accepted connections, or None
     cdef bint tcp
     cdef object retry              # a TimerHandle while accepting rests, or None
@@ -144,9 +148,13 @@ cdef class Listener:
 
     def _accept(self):
         """Take the connections that wait, a bounded number of them."""
-        cdef Py_ssize_t _i
+        cdef Py_ssize_t taken
         cdef bint more
-        for _i in range(self.batch):
+        cdef Py_ssize_t batch = self.batch
+        if self.lone % LOOK_FOR_MORE:
+            batch = 1               # the fd stays readable if there are more
+            self.lone += 1
+        for taken in range(batch):
             try:
                 if self.kind is not None:
                     more = self._take()
@@ -160,8 +168,12 @@ cdef class Listener:
                 else:
                     self._pause("socket.accept() failed", exc)
                 return
-            if not more or self.handle is None:
-                return      # no more wait, or the protocol factory closed the server
+            if not more:
+                # No more wait.  Where there was one alone, so there will be, mostly.
+                self.lone = self.lone + 1 if taken == 1 else 0
+                return
+            if self.handle is None:
+                return      # the protocol factory closed the server
 
     cdef bint _take(self) except -1:
         """Accept a connection and serve it; False if there is none.
