@@ -27,6 +27,7 @@ from aioqemu._engine.core cimport fork_generation
 from aioqemu._engine.timers cimport TimerEntry
 from aioqemu._engine.timers cimport TimerHeap
 from aioqemu._loop.handles cimport HANDLE_CANCELLED
+from aioqemu._loop.handles cimport HANDLE_LENT
 from aioqemu._loop.handles cimport HANDLE_SHARED
 from aioqemu._loop.handles cimport HANDLE_TIMER
 from aioqemu._loop.handles cimport Handle
@@ -530,12 +531,15 @@ cdef class LoopCallbacks:
         aq_prefetch(<char *>op + 96)
         op = ready[(first + NEAR) & mask]
         aq_prefetch_around(op)
-        op = (<AqHandleObject *>op).context
-        aq_prefetch(<char *>op - 16)
-        aq_prefetch(<char *>op + 47)
-        op = (<AqHandleObject *>ready[(first + NEXT) & mask]).context
-        if op != NULL:          # the collector has not cleared it
-            aq_prefetch_around(op)
+        if not (<AqHandleObject *>op).flags & HANDLE_LENT:      # else all have the same
+            op = (<AqHandleObject *>op).context
+            aq_prefetch(<char *>op - 16)
+            aq_prefetch(<char *>op + 47)
+        op = ready[(first + NEXT) & mask]
+        if not (<AqHandleObject *>op).flags & HANDLE_LENT:
+            op = (<AqHandleObject *>op).context
+            if op != NULL:      # the collector has not cleared it
+                aq_prefetch_around(op)
 
     cdef int _run_ready(self) except -1:
         cdef Py_ssize_t n = self._n_ready

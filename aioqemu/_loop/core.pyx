@@ -20,6 +20,9 @@ from aioqemu._engine.context cimport AioContext
 from aioqemu._engine.timers cimport TimerHeap
 from aioqemu._engine.types cimport AioHandler
 from aioqemu._loop.callbacks cimport FlushNode
+from aioqemu._loop.contexts cimport context_forget
+from aioqemu._loop.contexts cimport context_runs
+from aioqemu._loop.contexts cimport context_stale
 from aioqemu._loop.sock_waits cimport LoopSockWaits
 from aioqemu._sys.libc cimport aq_now_ns
 
@@ -133,6 +136,8 @@ cdef class LoopCore(LoopSockWaits):
         cdef bint look = True
         cdef bint queued
         if self._n_ready == 0 and not self.stopping:
+            if context_stale():
+                context_forget()
             PyErr_CheckSignals()    # it will wait, and no bytecode has run, maybe
         if self.in_child():
             self._renew()
@@ -191,6 +196,7 @@ cdef class LoopCore(LoopSockWaits):
         self.context.enter_thread()
         self._bind_runner()
         self.thread = PyThread_get_thread_ident()
+        context_runs(1)
 
     cdef int _bind_runner(self) except -1:
         self.context.running = True
@@ -202,6 +208,8 @@ cdef class LoopCore(LoopSockWaits):
     def _leave_run(self):
         if self.context is None:
             return          # never made
+        if self.thread:
+            context_runs(-1)
         self.thread = 0
         self.context.running = False
         self.context.runner = None

@@ -6,6 +6,10 @@ ways to make one.
 
 from cpython.object cimport PyObject
 
+from aioqemu._loop.contexts cimport aq_context_vars
+from aioqemu._loop.contexts cimport context_borrow
+from aioqemu._loop.contexts cimport context_put
+from aioqemu._loop.contexts cimport context_return
 from aioqemu._loop.layouts cimport AqHandleObject
 from aioqemu._loop.shims cimport HandleBase
 from aioqemu._loop.shims cimport TimerHandleBase
@@ -16,6 +20,7 @@ cdef enum:
     HANDLE_TIMER = 4       # a TimerHandle
     HANDLE_SHARED = 8      # of call_soon_threadsafe: other threads wait for its end
     HANDLE_AWAITED = 16    # such a thread waits now
+    HANDLE_LENT = 32       # its context may be others' too, and is not entered
 
 cdef class Handle(HandleBase):
     pass
@@ -60,17 +65,42 @@ cdef inline void handle_leave(PyObject *handle) noexcept:
     aq_drop(handle)
 
 
+# The callback has left the context that it was entered in for `shared`.
+cdef inline void handle_restore(AqHandleObject *h, PyObject *shared, bint failed) noexcept:
+    cdef PyObject *entered = h.context
+    if (failed or not h.flags & HANDLE_LENT
+            or aq_context_vars(entered) != aq_context_vars(shared)):
+        # Reports are made in it, somebody has asked for it, or it says something else
+        # now: it stays the handle's.
+        h.flags &= ~<unsigned int>HANDLE_LENT
+        context_put(shared)
+    else:
+        h.context = shared
+        context_return(entered)
+
+
 # Call it in its context.  0, or -1 with what it raised set; inline, because it is the
 # one step that every callback takes.  The caller keeps the handle alive.
 cdef inline int handle_call(AqHandleObject *h) noexcept:
     cdef PyObject *result
     cdef PyObject *args[4]
+    cdef PyObject *shared = NULL
     cdef PyObject *t = NULL
     cdef PyObject *v = NULL
     cdef PyObject *tb = NULL
+    cdef int ret
     if h.callback == NULL:
         return 0
+    if h.flags & HANDLE_LENT:
+        shared = h.context
+        t = context_borrow(shared)
+        if t == NULL:
+            return -1
+        h.context = t
+        t = NULL
     if PyContext_Enter(h.context) < 0:
+        if shared != NULL:
+            handle_restore(h, shared, True)
         return -1
     h.flags |= HANDLE_RUNNING
     if h.nargs <= 3:
@@ -88,10 +118,15 @@ cdef inline int handle_call(AqHandleObject *h) noexcept:
         aq_drop(result)
         if h.flags & HANDLE_AWAITED:
             handle_ended(h)
-        return PyContext_Exit(h.context)
+        ret = PyContext_Exit(h.context)
+        if shared != NULL:
+            handle_restore(h, shared, ret < 0)
+        return ret
     PyErr_Fetch(&t, &v, &tb)
     if h.flags & HANDLE_AWAITED:
         handle_ended(h)
     PyContext_Exit(h.context)
+    if shared != NULL:
+        handle_restore(h, shared, True)
     PyErr_Restore(t, v, tb)
     return -1

@@ -14,14 +14,18 @@ from cpython.ref cimport Py_DECREF
 from cpython.ref cimport Py_INCREF
 from cpython.ref cimport Py_XDECREF
 from cpython.ref cimport Py_XINCREF
+from libc.stdint cimport uint32_t
 
 from aioqemu._engine.timers cimport TimerHeap
 from aioqemu._engine.types cimport TIMER_IDLE
+from aioqemu._loop.contexts cimport context_put
+from aioqemu._loop.contexts cimport context_take
+from aioqemu._loop.contexts cimport pristine
 from aioqemu._loop.layouts cimport AqHandleObject
 from aioqemu._loop.layouts cimport AqTimerObject
 
 cdef extern from "Python.h":
-    PyObject *PyContext_CopyCurrent() except NULL
+    PyObject *PyContext_Copy(PyObject *) except NULL
     bint PyContext_CheckExact(object)
     PyObject *PyObject_Init(PyObject *, PyTypeObject *)
     void PyObject_GC_Track(void *)
@@ -38,7 +42,6 @@ cdef extern from *:
         AqHandleObject *h = (AqHandleObject *)op;
         PyObject *t;
         t = h->callback; h->callback = NULL; Py_XDECREF(t);
-        t = h->context; h->context = NULL; Py_XDECREF(t);
         t = h->loop; h->loop = NULL; Py_XDECREF(t);
         if (h->nargs) {
             t = h->a0; h->a0 = NULL; Py_XDECREF(t);
@@ -50,14 +53,15 @@ cdef extern from *:
     }
     /* A handle that is empty, untracked and nobody else's yet; steals `context`. */
     static inline void aq_h_fill(PyObject *op, PyObject *loop, PyObject *callback,
-                                 PyObject *const *args, Py_ssize_t n, PyObject *context)
+                                 PyObject *const *args, Py_ssize_t n, PyObject *context,
+                                 uint32_t flags)
     {
         AqHandleObject *h = (AqHandleObject *)op;
         h->callback = Py_NewRef(callback);
         h->context = context;
         h->loop = Py_NewRef(loop);
         h->nargs = (uint32_t)n;
-        h->flags = 0;
+        h->flags = flags;
         if (n > 0) {
             h->a0 = Py_NewRef(args[0]);
             if (n > 1) {
@@ -80,7 +84,7 @@ cdef extern from *:
     bint aq_h_exact(PyObject *op, PyTypeObject *t)
     void aq_h_drop(PyObject *op)
     void aq_h_fill(PyObject *op, PyObject *loop, PyObject *callback,
-                   PyObject *const *args, Py_ssize_t n, PyObject *context)
+                   PyObject *const *args, Py_ssize_t n, PyObject *context, uint32_t flags)
     void aq_h_forget_weak(PyObject *op)
     ctypedef void (*destructor)(PyObject *) noexcept
     void aq_set_dealloc(PyTypeObject *t, destructor d)
@@ -101,11 +105,22 @@ cdef PyTypeObject *TIMER_TYPE = NULL
 cdef object _ended = threading.Condition()
 
 
+cdef inline void _drop(PyObject *op) noexcept:
+    cdef AqHandleObject *h = <AqHandleObject *>op
+    cdef PyObject *context = h.context
+    h.context = NULL
+    if h.flags & HANDLE_LENT and context != NULL:
+        context_put(context)
+    else:
+        Py_XDECREF(context)
+    aq_h_drop(op)
+
+
 cdef void _dealloc_handle(PyObject *op) noexcept:
     global n_free_handles
     PyObject_GC_UnTrack(op)
     aq_h_forget_weak(op)
-    aq_h_drop(op)
+    _drop(op)
     if n_free_handles < FREE_MAX and aq_h_exact(op, HANDLE_TYPE):
         free_handles[n_free_handles] = op
         n_free_handles += 1
@@ -119,7 +134,7 @@ cdef void _dealloc_timer(PyObject *op) noexcept:
     cdef PyObject *heap
     PyObject_GC_UnTrack(op)
     aq_h_forget_weak(op)
-    aq_h_drop(op)
+    _drop(op)
     heap = (<AqHandleObject *>op).heap
     (<AqHandleObject *>op).heap = NULL
     Py_XDECREF(heap)
@@ -152,7 +167,7 @@ cdef class Handle(HandleBase):
 
     def get_context(self):
         """The `contextvars.Context` that the callback runs in."""
-        return _borrowed((<AqHandleObject *>self).context)
+        return _own_context(<AqHandleObject *><PyObject *>self)
 
     def _run(self):
         _run_reporting(self)
@@ -171,7 +186,7 @@ cdef class Handle(HandleBase):
 
     @property
     def _context(self):
-        return _borrowed((<AqHandleObject *>self).context)
+        return _own_context(<AqHandleObject *><PyObject *>self)
 
     @property
     def _loop(self):
@@ -209,7 +224,7 @@ cdef class TimerHandle(TimerHandleBase):
 
     def get_context(self):
         """The `contextvars.Context` that the callback runs in."""
-        return _borrowed((<AqHandleObject *>self).context)
+        return _own_context(<AqHandleObject *><PyObject *>self)
 
     def when(self):
         """When the callback is due, in seconds of `loop.time()`."""
@@ -241,7 +256,7 @@ cdef class TimerHandle(TimerHandleBase):
 
     @property
     def _context(self):
-        return _borrowed((<AqHandleObject *>self).context)
+        return _own_context(<AqHandleObject *><PyObject *>self)
 
     @property
     def _loop(self):
@@ -266,6 +281,18 @@ cdef inline AqTimerObject *_timer(object handle) noexcept:
 
 cdef inline object _borrowed(PyObject *op):
     return None if op == NULL else <object>op
+
+
+cdef object _own_context(AqHandleObject *h):
+    """The context that programs see: no other handle's, from now on."""
+    cdef PyObject *shared
+    if h.flags & HANDLE_LENT and h.context != NULL:     # the collector clears it
+        if h.flags & HANDLE_RUNNING == 0:
+            shared = h.context
+            h.context = PyContext_Copy(shared)
+            context_put(shared)
+        h.flags &= ~<unsigned int>HANDLE_LENT     # handle_call() sees it
+    return _borrowed(h.context)
 
 
 cdef int _set_traceback(AqHandleObject *h, object value) except -1:
@@ -352,6 +379,7 @@ cdef tuple handle_args(AqHandleObject *h):
 cdef int _run_reporting(object handle) except -1:
     # Only for code that calls the private method; the loop has its own way.
     cdef AqHandleObject *h = <AqHandleObject *><PyObject *>handle
+    _own_context(h)         # who calls it again is in the same one again
     if handle_call(h) == 0:
         return 0
     try:
@@ -375,7 +403,9 @@ cdef int _fill(AqHandleObject *h, object loop, object callback, PyObject *a, PyO
                PyObject *c, tuple args, object context) except -1:
     cdef PyObject *ctx
     if context is None:
-        ctx = PyContext_CopyCurrent()
+        ctx = context_take()
+        if ctx == pristine:
+            h.flags |= HANDLE_LENT
     else:
         ctx = <PyObject *>context
         Py_INCREF(context)
@@ -433,6 +463,7 @@ cdef PyObject *take_handle(PyObject *loop, PyObject *callback, PyObject *const *
     cdef Handle handle
     cdef PyObject *op
     cdef PyObject *ctx
+    cdef uint32_t flags = 0
     if n_free_handles == 0 or (
             context != <PyObject *>None and not PyContext_CheckExact(<object>context)):
         handle = new_handle(
@@ -444,8 +475,10 @@ cdef PyObject *take_handle(PyObject *loop, PyObject *callback, PyObject *const *
         Py_INCREF(handle)
         return <PyObject *>handle
     if context == <PyObject *>None:
-        ctx = PyContext_CopyCurrent()
-        if n_free_handles == 0:     # the collector has run meanwhile
+        ctx = context_take()
+        if ctx == pristine:
+            flags = HANDLE_LENT
+        if n_free_handles == 0:     # other code has run meanwhile
             Py_DECREF(<object>ctx)
             return take_handle(loop, callback, args, n, context)
     else:
@@ -453,7 +486,7 @@ cdef PyObject *take_handle(PyObject *loop, PyObject *callback, PyObject *const *
         Py_INCREF(<object>ctx)
     n_free_handles -= 1
     op = PyObject_Init(free_handles[n_free_handles], HANDLE_TYPE)
-    aq_h_fill(op, loop, callback, args, n, ctx)
+    aq_h_fill(op, loop, callback, args, n, ctx, flags)
     return op
 
 
