@@ -24,6 +24,7 @@ class Budget:
     at_most: bool = False
     tolerance: float = 0.3
     looks: bool = False
+    aside: bool = False
     present: dict[str, float] = field(default_factory=dict)
     to: dict[str, float] = field(default_factory=dict)
     measure: str = "cpu"

@@ -343,6 +343,13 @@ def spawn_wait(loop: Loop, count: int, clock: Clock) -> None:
         loop.run_until_complete(main())
 
 
+def spawn_wait_1gib(loop: Loop, count: int, clock: Clock) -> None:
+    """The same from a process that has a GiB of memory in use, which fork() copies."""
+    resident = bytearray(b"x") * (1 << 30)
+    spawn_wait(loop, count, clock)
+    del resident
+
+
 def pipe_read(loop: Loop, count: int, clock: Clock) -> None:
     """64 KiB of what a child process writes to its standard output, `count` times."""
     program = shutil.which("head")
@@ -386,6 +393,7 @@ MICRO: dict[str, Micro] = {
         accept_storm,
         run_nothing,
         spawn_wait,
+        spawn_wait_1gib,
         pipe_read,
     )
 }

@@ -102,7 +102,8 @@ MEANS = """
 
 Over the rows of the loops themselves; where something else than CPU time is measured
 (the spinning thread: a latency; adaptive polling: a rate), over that. The last columns
-leave those rows out, and take the applications in.
+leave those rows out, and take the applications in. Spawning with 1 GiB in use is in
+none.
 """
 
 FLOOR = """

@@ -336,7 +336,9 @@ def the_floor(lines: Sequence[Line]) -> list[str]:
 
 def means(lines: Sequence[Line], results: Results) -> list[str]:
     """Geometric means of the ratios to uvloop, over all rows that have one."""
-    rows = [line for line in lines if line.result in results.rows]
+    rows = [
+        line for line in lines if line.result in results.rows and not line.budget.aside
+    ]
     cpu = [line for line in rows if line.measure is CPU]
     both = rows + [line for line in lines if line.kind == "applications"]
     found: list[list[str]] = []

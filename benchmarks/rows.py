@@ -67,13 +67,20 @@ class Row:
 
 
 def _micro(
-    name: str, title: str, count: int, *, pinned: bool = True, scalable: bool = True
+    name: str,
+    title: str,
+    count: int,
+    *,
+    quick: bool = True,
+    pinned: bool = True,
+    scalable: bool = True,
 ) -> Row:
     return Row(
         name,
         title,
         group="micro",
         unit="event",
+        quick=quick,
         count=count,
         pinned=pinned,
         scalable=scalable,
@@ -211,6 +218,7 @@ ROWS: tuple[Row, ...] = (
     _micro("run_nothing", "run_until_complete of nothing", 5_000),
     _micro("loop_make_close", "loop made, run, closed", 300),
     _micro("spawn_wait", "subprocess spawn + wait", 40),
+    _micro("spawn_wait_1gib", "subprocess spawn + wait, 1 GiB in use", 40, quick=False),
     _micro("pipe_read", "64 KiB from a subprocess's pipe", 2_000, pinned=False),
     _pyperformance("async_generators"),
     _pyperformance("async_tree_none"),
