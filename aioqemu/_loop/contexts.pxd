@@ -53,6 +53,8 @@ cdef void context_forget() noexcept
 cdef PyObject *context_new() except NULL
 # One to enter for a callback that is lent `shared` and cannot have `working`.
 cdef PyObject *context_another(PyObject *shared) except NULL
+# A copy of one that was lent.  The collector may run, and who lent it may give it back.
+cdef PyObject *context_copy(PyObject *shared) except NULL
 # Give up a reference to a copy that was lent.
 cdef void context_put(PyObject *shared) noexcept
 

@@ -6,7 +6,7 @@ from cpython.object cimport PyObject
 
 cdef extern from "Python.h":
     PyObject *PyContext_CopyCurrent() except NULL
-    PyObject *PyContext_Copy(PyObject *) except NULL
+    PyObject *PyContext_Copy(PyObject *)
 
 cdef extern from *:
     """
@@ -93,7 +93,15 @@ cdef PyObject *context_another(PyObject *shared) except NULL:
     elif aq_context_count(shared) == 1:
         aq_context_hold(shared)
         return shared
-    return PyContext_Copy(shared)
+    return context_copy(shared)
+
+
+cdef PyObject *context_copy(PyObject *shared) except NULL:
+    cdef PyObject *copy
+    aq_context_hold(shared)
+    copy = PyContext_Copy(shared)
+    context_put(shared)
+    return copy
 
 
 cdef void context_put(PyObject *shared) noexcept:

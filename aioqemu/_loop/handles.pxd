@@ -6,6 +6,7 @@ ways to make one.
 
 from cpython.object cimport PyObject
 
+from aioqemu._loop.contexts cimport aq_context_count
 from aioqemu._loop.contexts cimport aq_context_vars
 from aioqemu._loop.contexts cimport context_borrow
 from aioqemu._loop.contexts cimport context_put
@@ -45,6 +46,11 @@ cdef void handle_track(PyObject *handle) noexcept
 cdef tuple handle_args(AqHandleObject *h)
 # Wakes the threads that wait for the end of a callback.  No exception may be set.
 cdef void handle_ended(AqHandleObject *h) noexcept
+# The context that the callback was entered in stays the handle's; takes `shared`.
+cdef void handle_keep(AqHandleObject *h, PyObject *shared) noexcept
+# What handle_call() does when the callback has raised, or has not left its context as it
+# was; -1, with that set.  Takes `result`.
+cdef int handle_raised(AqHandleObject *h, PyObject *shared, PyObject *result) noexcept
 
 cdef extern from "Python.h":
     int PyContext_Enter(PyObject *)
@@ -52,8 +58,6 @@ cdef extern from "Python.h":
     PyObject *PyObject_Vectorcall(PyObject *, PyObject **, size_t, PyObject *)
     PyObject *PyObject_Call(PyObject *, PyObject *, PyObject *)
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
-    void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
-    void PyErr_Restore(PyObject *, PyObject *, PyObject *)
     void aq_drop "Py_DECREF" (PyObject *)      # the macro, on a pointer
     Py_ssize_t Py_REFCNT(PyObject *)
 
@@ -65,18 +69,18 @@ cdef inline void handle_leave(PyObject *handle) noexcept:
     aq_drop(handle)
 
 
-# The callback has left the context that it was entered in for `shared`.
-cdef inline void handle_restore(AqHandleObject *h, PyObject *shared, bint failed) noexcept:
+# The callback has left, and without an error, the context that it was entered in for
+# `shared`.
+cdef inline void handle_restore(AqHandleObject *h, PyObject *shared) noexcept:
     cdef PyObject *entered = h.context
-    if (failed or not h.flags & HANDLE_LENT
-            or aq_context_vars(entered) != aq_context_vars(shared)):
-        # Reports are made in it, somebody has asked for it, or it says something else
-        # now: it stays the handle's.
-        h.flags &= ~<unsigned int>HANDLE_LENT
-        context_put(shared)
-    else:
+    if (h.flags & HANDLE_LENT and aq_context_vars(entered) == aq_context_vars(shared)
+            and aq_context_count(entered) == 1 + (entered == shared)):
         h.context = shared
         context_return(entered)
+    else:
+        # Somebody has asked for it, it says something else now, or somebody has it, as
+        # a token has.
+        handle_keep(h, shared)
 
 
 # Call it in its context.  0, or -1 with what it raised set; inline, because it is the
@@ -85,22 +89,22 @@ cdef inline int handle_call(AqHandleObject *h) noexcept:
     cdef PyObject *result
     cdef PyObject *args[4]
     cdef PyObject *shared = NULL
-    cdef PyObject *t = NULL
-    cdef PyObject *v = NULL
-    cdef PyObject *tb = NULL
-    cdef int ret
+    cdef PyObject *entered
     if h.callback == NULL:
         return 0
     if h.flags & HANDLE_LENT:
         shared = h.context
-        t = context_borrow(shared)
-        if t == NULL:
+        entered = context_borrow(shared)
+        if entered == NULL:
             return -1
-        h.context = t
-        t = NULL
+        if h.flags & HANDLE_LENT:
+            h.context = entered
+        else:                   # a finalizer has asked for it meanwhile
+            context_put(entered)
+            shared = NULL
     if PyContext_Enter(h.context) < 0:
         if shared != NULL:
-            handle_restore(h, shared, True)
+            handle_keep(h, shared)
         return -1
     h.flags |= HANDLE_RUNNING
     if h.nargs <= 3:
@@ -113,20 +117,13 @@ cdef inline int handle_call(AqHandleObject *h) noexcept:
             h.callback, args + 1, h.nargs | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
     else:
         result = PyObject_Call(h.callback, h.a0, NULL)
-    h.flags &= ~<unsigned int>HANDLE_RUNNING
-    if result != NULL:
+    if result != NULL and PyContext_Exit(h.context) == 0:
+        # From here on nothing runs before the handle has its context again.
+        h.flags &= ~<unsigned int>HANDLE_RUNNING
+        if shared != NULL:
+            handle_restore(h, shared)
         aq_drop(result)
         if h.flags & HANDLE_AWAITED:
             handle_ended(h)
-        ret = PyContext_Exit(h.context)
-        if shared != NULL:
-            handle_restore(h, shared, ret < 0)
-        return ret
-    PyErr_Fetch(&t, &v, &tb)
-    if h.flags & HANDLE_AWAITED:
-        handle_ended(h)
-    PyContext_Exit(h.context)
-    if shared != NULL:
-        handle_restore(h, shared, True)
-    PyErr_Restore(t, v, tb)
-    return -1
+        return 0
+    return handle_raised(h, shared, result)

@@ -18,6 +18,7 @@ from libc.stdint cimport uint32_t
 
 from aioqemu._engine.timers cimport TimerHeap
 from aioqemu._engine.types cimport TIMER_IDLE
+from aioqemu._loop.contexts cimport context_copy
 from aioqemu._loop.contexts cimport context_put
 from aioqemu._loop.contexts cimport context_take
 from aioqemu._loop.contexts cimport pristine
@@ -25,8 +26,10 @@ from aioqemu._loop.layouts cimport AqHandleObject
 from aioqemu._loop.layouts cimport AqTimerObject
 
 cdef extern from "Python.h":
-    PyObject *PyContext_Copy(PyObject *) except NULL
     bint PyContext_CheckExact(object)
+    void PyErr_Clear()
+    void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
+    void PyErr_Restore(PyObject *, PyObject *, PyObject *)
     PyObject *PyObject_Init(PyObject *, PyTypeObject *)
     void PyObject_GC_Track(void *)
     void PyObject_GC_UnTrack(void *)
@@ -285,13 +288,19 @@ cdef inline object _borrowed(PyObject *op):
 
 cdef object _own_context(AqHandleObject *h):
     """The context that programs see: no other handle's, from now on."""
-    cdef PyObject *shared
-    if h.flags & HANDLE_LENT and h.context != NULL:     # the collector clears it
-        if h.flags & HANDLE_RUNNING == 0:
-            shared = h.context
-            h.context = PyContext_Copy(shared)
-            context_put(shared)
-        h.flags &= ~<unsigned int>HANDLE_LENT     # handle_call() sees it
+    cdef PyObject *copy
+    cdef PyObject *shared = h.context
+    if h.flags & HANDLE_LENT and shared != NULL:        # the collector clears it
+        if h.flags & HANDLE_RUNNING:
+            h.flags &= ~<unsigned int>HANDLE_LENT       # handle_call() sees it
+        else:
+            copy = context_copy(shared)
+            if h.flags & HANDLE_LENT and h.context == shared:
+                h.context = copy
+                h.flags &= ~<unsigned int>HANDLE_LENT
+                context_put(shared)
+            else:               # a finalizer has asked for it meanwhile
+                Py_DECREF(<object>copy)
     return _borrowed(h.context)
 
 
@@ -324,6 +333,28 @@ cdef void handle_ended(AqHandleObject *h) noexcept:
     h.flags &= ~<unsigned int>HANDLE_AWAITED
     with _ended:
         _ended.notify_all()
+
+
+cdef void handle_keep(AqHandleObject *h, PyObject *shared) noexcept:
+    h.flags &= ~<unsigned int>HANDLE_LENT
+    context_put(shared)
+
+
+cdef int handle_raised(AqHandleObject *h, PyObject *shared, PyObject *result) noexcept:
+    cdef PyObject *t = NULL
+    cdef PyObject *v = NULL
+    cdef PyObject *tb = NULL
+    PyErr_Fetch(&t, &v, &tb)
+    if result == NULL and PyContext_Exit(h.context) < 0:
+        PyErr_Clear()           # what the callback raised says more
+    h.flags &= ~<unsigned int>HANDLE_RUNNING
+    if shared != NULL:
+        handle_keep(h, shared)      # reports are made in it
+    Py_XDECREF(result)
+    if h.flags & HANDLE_AWAITED:
+        handle_ended(h)
+    PyErr_Restore(t, v, tb)
+    return -1
 
 
 cdef int _cancel(object handle) except -1:

@@ -11,6 +11,7 @@ import contextvars
 import gc
 import sys
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -271,6 +272,131 @@ def test_what_is_told_to_a_waiting_callbacks_context_reaches_it_alone(
     handles[1]._context.run(VAR.set, "told")
     one_pass(any_loop)
     assert seen == ["unset", "told", "unset"]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_token_is_of_the_handles_context(any_loop: Any, count: int) -> None:
+    # That VAR says what it said leaves no trace but the token's reference.
+    tokens: list[contextvars.Token[Any]] = []
+    handles: list[Any] = []
+
+    def schedule() -> None:
+        VAR.set("same")
+        handles.extend(any_loop.call_soon(setting) for _ in range(count))
+
+    def setting() -> None:
+        tokens.append(VAR.set("same"))
+
+    contextvars.copy_context().run(schedule)
+    one_pass(any_loop)
+    for handle, token in zip(handles, tokens, strict=True):
+        handle._context.run(VAR.reset, token)
+        assert handle._context[VAR] == "same"
+
+
+def test_what_a_callback_returns_goes_when_its_context_was_left(any_loop: Any) -> None:
+    seen: list[Any] = []
+    handles: list[Any] = []
+
+    class Result:
+        def __del__(self) -> None:
+            seen.append(VAR.get())
+            seen.append(handles[-1]._context[VAR])
+
+    def step(number: int) -> Result:
+        VAR.set(number)
+        return Result()
+
+    def plain() -> Plain:
+        return Plain()
+
+    class Plain:
+        def __del__(self) -> None:
+            seen.append(VAR in handles[-1]._context)
+
+    for number in range(3):
+        handles.append(any_loop.call_soon(step, number))
+        one_pass(any_loop)
+        handles.append(any_loop.call_soon(plain))
+        one_pass(any_loop)
+    assert seen == ["unset", 0, False, "unset", 1, False, "unset", 2, False]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="cancel() does not wait")
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_waits_for_the_end_may_ask_for_the_context(loop: Any, fails: bool) -> None:
+    # cancel() of another thread returns while the callback is being left.
+    reports = collect_reports(loop)
+    wrong: list[str] = []
+    inside = threading.Event()
+    passed = 0
+
+    def step() -> None:
+        inside.set()
+        time.sleep(0.0005)
+        if fails:
+            raise ValueError
+
+    def other() -> None:
+        nonlocal passed
+        while passed < 100:
+            inside.clear()
+            handle: Any = loop.call_soon_threadsafe(step)
+            inside.wait()
+            handle.cancel()
+            if VAR in handle._context:
+                wrong.append("set")
+            handle._context.run(VAR.set, passed)
+            passed += 1
+        loop.call_soon_threadsafe(loop.stop)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    loop.run_forever()
+    thread.join()
+    assert wrong == []
+    assert {str(type(one["exception"])) for one in reports} <= {str(ValueError)}
+
+
+def test_the_collector_may_ask_for_contexts_at_any_time(any_loop: Any) -> None:
+    # Until 3.11 it runs where a context is allocated.
+    handles: list[Any] = []
+    seen: list[Any] = []
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.cycle = self
+
+        def __del__(self) -> None:
+            contexts.extend(handle._context for handle in handles[-6:])
+
+    contexts: list[contextvars.Context] = []
+
+    def step(number: int) -> None:
+        Cycle()
+        seen.append(VAR.get())
+        if number % 4 == 1:
+            VAR.set(number)
+        handles.append(any_loop.call_soon(int))
+        if number:
+            handles.append(any_loop.call_soon(step, number - 1))
+            handles.append(any_loop.call_later(0, int))
+
+    thresholds = gc.get_threshold()
+    for threshold in range(1, 6):
+        gc.set_threshold(threshold)
+        try:
+            handles.append(any_loop.call_soon(step, 60))
+            _passes(any_loop, 70)
+        finally:
+            gc.set_threshold(*thresholds)
+    expected: list[Any] = []
+    value: Any = "unset"
+    for number in reversed(range(61)):
+        expected.append(value)
+        value = number if number % 4 == 1 else value
+    assert seen == expected * 5
+    assert len({id(handle._context) for handle in handles}) == len(handles)
 
 
 def test_a_cancelled_callback_has_a_context(any_loop: Any) -> None:
